@@ -1,0 +1,270 @@
+"""What a bundle's manifest may say: the schema that the trainer writes and the service reads.
+
+It knows nothing of folders, files or hashing (`service.bundle`), of ONNX Runtime or of HTTP.
+Every refusal names the field, the value and the remedy.
+"""
+
+import json
+import re
+from hashlib import sha256
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+PARITY_FILE = "parity.npz"
+
+ShotGroup = Literal["many", "medium", "few"]
+Precision = Literal["fp32", "fp16"]
+Size = tuple[int, int]
+Box = tuple[int, int, int, int]
+
+SHOT_GROUPS: tuple[ShotGroup, ...] = ("many", "medium", "few")
+MODEL_FILES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
+
+
+class BundleError(Exception):
+    """A bundle cannot be read or written as it is: says what, where, and the remedy."""
+
+
+def shot_group_of(train_count: int) -> ShotGroup:
+    """Return the shot group of a class: many above 100 training samples, few below 20, else medium.
+
+    >>> [shot_group_of(count) for count in (101, 100, 20, 19)]
+    ['many', 'medium', 'medium', 'few']
+    """
+    if train_count > 100:
+        return "many"
+    return "few" if train_count < 20 else "medium"
+
+
+def _plain_file_name(path: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", path) or path == MANIFEST_FILE:
+        raise ValueError(
+            f"a file of a bundle lies directly in its folder and is not {MANIFEST_FILE}, got {path!r}; "
+            "use letters, digits, '.', '_' and '-' only"
+        )
+    return path
+
+
+def _single_line(text: str) -> str:
+    if text != text.strip() or not text.isprintable():
+        raise ValueError(f"a name is printable text without space around it, got {text!r}; clean the name")
+    return text
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+FileName = Annotated[str, AfterValidator(_plain_file_name)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_single_line)]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ClassInfo(_Strict):
+    """One class: its name, how many training samples it had, and the shot group that follows from that."""
+
+    name: Name
+    train_count: int = Field(ge=1)
+    shot_group: ShotGroup
+
+    @model_validator(mode="after")
+    def _group_follows_from_count(self) -> Self:
+        expected = shot_group_of(self.train_count)
+        if self.shot_group != expected:
+            raise ValueError(
+                f"shot_group of class {self.name!r} with {self.train_count} training samples is {expected!r}, "
+                f"got {self.shot_group!r}; use ClassInfo.of(name, train_count)"
+            )
+        return self
+
+    @classmethod
+    def of(cls, name: str, train_count: int) -> Self:
+        """Return the class with the shot group that its count implies."""
+        return cls(name=name, train_count=train_count, shot_group=shot_group_of(train_count))
+
+
+class InputSpec(_Strict):
+    """How any picture becomes the model's pixels: decode, resize, crop. Normalisation lies in the graph."""
+
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    resize: Literal["exact", "shortest_side"]
+    resize_size: int | None = Field(default=None, ge=1, le=8192)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Finite, Finite, Finite]
+    decoder: Literal["pillow"] = "pillow"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0 in every channel, got {self.std}")
+        if self.resize == "exact" and self.resize_size is not None:
+            raise ValueError(f"resize 'exact' takes no resize_size, got {self.resize_size}; leave it out")
+        if self.resize == "shortest_side" and (self.resize_size or 0) < max(self.height, self.width):
+            raise ValueError(
+                f"resize 'shortest_side' needs a resize_size of at least {max(self.height, self.width)} "
+                f"(the crop's longer side), got {self.resize_size}"
+            )
+        return self
+
+    def geometry(self, width: int, height: int) -> tuple[Size, Box]:
+        """Return the size to resize a picture to, and the box to crop from the result.
+
+        The one pixel rule that training, export and serving share; both are fed to Pillow as they are:
+        `image.resize(size, resample).crop(box)`. 'exact' stretches to the input's size; 'shortest_side'
+        keeps the proportions (the longer side rounds down) and takes the central box.
+
+        Args:
+            width, height: the decoded picture's size in pixels, after its EXIF orientation is applied.
+
+        Returns:
+            `(resized_width, resized_height), (left, top, right, bottom)`
+
+        >>> spec = InputSpec(height=224, width=224, resize="shortest_side", resize_size=256,
+        ...                  mean=(0, 0, 0), std=(1, 1, 1))
+        >>> spec.geometry(500, 375)
+        ((341, 256), (58, 16, 282, 240))
+        """
+        if self.resize_size is None:
+            return (self.width, self.height), (0, 0, self.width, self.height)
+        shortest = min(width, height)
+        resized_width = self.resize_size * width // shortest
+        resized_height = self.resize_size * height // shortest
+        left, top = round((resized_width - self.width) / 2), round((resized_height - self.height) / 2)
+        return (resized_width, resized_height), (left, top, left + self.width, top + self.height)
+
+
+class TdeSpec(_Strict):
+    """The de-confounded classifier: K slices, temperature tau, gamma, and where its direction came from."""
+
+    num_heads: int = Field(ge=1)
+    tau: Finite = Field(gt=0)
+    gamma: Finite = Field(ge=0)
+    direction: Literal["ema", "dataset_mean"]
+    direction_cosine: Annotated[float, Field(ge=-1.0001, le=1.0001)] | None = None
+    """Cosine between the moving average of training and the mean feature of the training set."""
+
+
+class AlphaSpec(_Strict):
+    """The model's default alpha, how it was chosen, and the range that requests may choose from."""
+
+    default: Finite
+    chosen_by: Literal["validation", "mean_cosine", "recipe"]
+    minimum: Finite = 0.0
+    maximum: Finite
+
+    @model_validator(mode="after")
+    def _default_in_range(self) -> Self:
+        if not self.minimum <= self.default <= self.maximum:
+            raise ValueError(
+                f"alpha needs minimum <= default <= maximum, got minimum {self.minimum}, "
+                f"default {self.default}, maximum {self.maximum}; widen the range or choose another default"
+            )
+        return self
+
+
+class ModelFile(_Strict):
+    """An ONNX file of the bundle and the precision of its weights."""
+
+    path: FileName
+    precision: Precision
+    sha256: Sha256
+
+
+class HashedFile(_Strict):
+    """Any other file of the bundle."""
+
+    path: FileName
+    sha256: Sha256
+
+
+class ManifestDraft(_Strict):
+    """What the trainer says about a model; the writer of the bundle adds files, hashes and version."""
+
+    task: Literal["classification"] = "classification"
+    name: ModelName
+    classes: tuple[ClassInfo, ...] = Field(min_length=2)
+    input: InputSpec
+    tde: TdeSpec
+    alpha: AlphaSpec
+    provenance: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _class_names_differ(self) -> Self:
+        _refuse_repeats("class name", [info.name for info in self.classes])
+        return self
+
+    @model_validator(mode="after")
+    def _provenance_is_json(self) -> Self:
+        try:
+            json.dumps(self.provenance, allow_nan=False)
+        except ValueError as error:
+            raise ValueError("provenance holds a NaN or an infinity, which JSON lacks; use null") from error
+        return self
+
+    def log_class_share(self) -> NDArray[np.float64]:
+        """Return the logarithm of each class's share of the training samples, [C]."""
+        counts = np.array([info.train_count for info in self.classes], dtype=np.float64)
+        log_share: NDArray[np.float64] = np.log(counts / counts.sum())
+        return log_share
+
+
+class Manifest(ManifestDraft):
+    """The whole `manifest.json`. `version` is a hash of everything else, the files' hashes among it."""
+
+    schema_version: Literal[1]
+    version: str = Field(pattern=r"^[0-9a-f]{16}$")
+    models: tuple[ModelFile, ...]
+    files: tuple[HashedFile, ...]
+
+    @model_validator(mode="after")
+    def _files_complete(self) -> Self:
+        _refuse_repeats("file", [model.path for model in self.models] + [file.path for file in self.files])
+        _refuse_repeats("precision of models", [model.precision for model in self.models])
+        if "fp32" not in {model.precision for model in self.models}:
+            raise ValueError("models lacks the fp32 file, which every provider can run; export it")
+        if PARITY_FILE not in {file.path for file in self.files}:
+            raise ValueError(f"files lacks {PARITY_FILE}, without which no one can tell a right model; export again")
+        return self
+
+    @model_validator(mode="after")
+    def _version_is_the_contents_hash(self) -> Self:
+        expected = content_version(self.model_dump(mode="json"))
+        if self.version != expected:
+            raise ValueError(
+                f"version is {self.version}, yet the content hashes to {expected}: "
+                "the manifest was edited or damaged; export the bundle again"
+            )
+        return self
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of every file beside the manifest, by name."""
+        models = {model.path: model.sha256 for model in self.models}
+        return models | {file.path: file.sha256 for file in self.files}
+
+
+def content_version(content: dict[str, Any]) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a manifest's content, its `version` left out.
+
+    >>> content_version({"name": "digits", "version": "ignored"}) == content_version({"name": "digits"})
+    True
+    """
+    rest = {key: value for key, value in content.items() if key != "version"}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _refuse_repeats(what: str, names: list[Any]) -> None:
+    seen: set[Any] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"each {what} occurs once, got {name!r} twice; rename or remove one")
+        seen.add(name)
