@@ -1,0 +1,58 @@
+# One word each; `make help` lists them. Needs a Python of 3.11 or newer with its venv module, and nothing else.
+# Override on the command line: make demo PORT=9000, make test PYTHON=python3.13.
+
+PYTHON ?= python3
+PORT ?= 8000
+UV ?= uv
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/digits_lt
+BUNDLE := bundles/digits_lt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo setup test check lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: $(VENV)/.installed-demo ## Train on handwritten digits, export, and serve on 127.0.0.1:8000 (PORT=...)
+	$(BIN)/python -m trainer train digits_lt --output $(RUN)
+	$(BIN)/python -m trainer export $(RUN) --output $(BUNDLE)
+	$(BIN)/python -m deploy.demo $(BUNDLE) --port $(PORT)
+	$(BIN)/python -m service serve $(BUNDLE) --host 127.0.0.1 --port $(PORT)
+
+setup: $(VENV)/.installed-test ## Install everything that development needs into .venv
+
+test: $(VENV)/.installed-test ## Run all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-test ## Lint, formatting, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock: ## Resolve requirements.lock anew (needs uv)
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv, and $(UV) is not there: pip install uv, or UV=path" >&2; exit 1; }
+	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --all-extras --upgrade --quiet \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock
+
+clean: ## Remove the environment, caches, runs and bundles of the demo
+	rm -rf $(VENV) $(RUN) $(BUNDLE) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps make a second call quick; a changed pyproject or lock installs again.
+$(VENV)/.installed-demo: EXTRAS := trainer,service
+$(VENV)/.installed-test: EXTRAS := trainer,service,test
+$(VENV)/.installed-%: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(BIN)/python -m pip install --constraint requirements.lock --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "evenkeel needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.13" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "$(PYTHON) lacks its venv module (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,42 @@
+# The service: FastAPI and ONNX Runtime, no torch. Build from the root of the repository:
+#   docker build -f deploy/service.Dockerfile -t evenkeel-service .
+# With the CUDA and cuDNN libraries, from onnxruntime-gpu's own extras:
+#   docker build -f deploy/service.Dockerfile --build-arg EXTRAS="service gpu" -t evenkeel-service:gpu .
+# Run, with the root read-only:
+#   docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 -v "$PWD/bundles:/bundles:ro" \
+#     evenkeel-service serve /bundles/digits_lt
+ARG PYTHON_IMAGE=python:3.13-slim-trixie
+
+FROM ${PYTHON_IMAGE} AS build
+ARG EXTRAS="service"
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /build
+RUN python -m venv /opt/evenkeel
+# Dependencies before code: a change of code leaves this layer, by far the largest, as it is.
+COPY pyproject.toml requirements.lock ./
+COPY deploy/requirements_of.py deploy/
+# Unquoted on purpose: one word an extra.
+RUN python deploy/requirements_of.py ${EXTRAS} > requirements.txt \
+    && /opt/evenkeel/bin/python -m pip install --constraint requirements.lock --requirement requirements.txt
+
+FROM ${PYTHON_IMAGE}
+ENV PATH=/opt/evenkeel/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    # What NVIDIA's container runtime hands in; without that runtime the two mean nothing.
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=build /opt/evenkeel /opt/evenkeel
+COPY service /app/service
+COPY LICENSE /app/
+WORKDIR /app
+# A number, because Kubernetes' runAsNonRoot cannot resolve a name. Nothing in the image belongs to it: a process that is
+# taken over cannot change the code.
+USER 10001:10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+ENTRYPOINT ["python", "-m", "service"]
+CMD ["serve", "/bundle", "--host", "0.0.0.0", "--port", "8000"]
