@@ -1,0 +1,158 @@
+"""One file per checkpoint: weights, momentum direction, optimizer state and all that tells how they came about.
+
+The format is safetensors with JSON in its header, so nothing is ever unpickled. Writing is atomic: whatever moment the
+process is killed, the file that is there loads. Knows no training loop.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.config import Recipe
+from trainer.errors import TrainerError
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+FORMAT_VERSION = "1"
+
+
+@dataclass
+class EpochRecord:
+    """What an epoch was like."""
+
+    epoch: int
+    losses: list[float]
+    learning_rate: float
+    train_accuracy: float
+    images_per_second: float
+
+
+@dataclass
+class AlphaChoice:
+    """The default alpha that was chosen without the test set, and how."""
+
+    value: float
+    chosen_by: str
+    mean_cosine: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Checkpoint:
+    """The state of a run after a number of whole epochs.
+
+    Args:
+        recipe: what was asked for.
+        class_names, class_counts: of the training data [C].
+        data_fingerprint: hash of the training data.
+        epoch: whole epochs done.
+        model: the classifier's state, its momentum direction included.
+        optimizer: momentum buffers by parameter name.
+        history: a record per epoch.
+        seconds: training time so far.
+        alpha: the chosen default, once training has ended.
+        dataset_mean: the mean feature of the training set in evaluation mode [D], once training has ended.
+        versions: of the libraries and the device that made it.
+    """
+
+    recipe: Recipe
+    class_names: list[str]
+    class_counts: list[int]
+    data_fingerprint: str
+    epoch: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    history: list[EpochRecord] = field(default_factory=list)
+    seconds: float = 0.0
+    alpha: AlphaChoice | None = None
+    dataset_mean: Tensor | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def is_finished(self) -> bool:
+        """Tell whether training has ended and alpha has been chosen."""
+        return self.alpha is not None
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Write the checkpoint whole or not at all, and flush it to the disk, before the old one gives way."""
+    tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
+    if checkpoint.dataset_mean is not None:
+        tensors["dataset_mean"] = checkpoint.dataset_mean
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    target = folder / CHECKPOINT_FILE
+    staging = target.with_suffix(".partial")
+    save_file(tensors, staging, metadata={"evenkeel": FORMAT_VERSION, "state": json.dumps(_state(checkpoint))})
+    with staging.open("rb") as file:
+        os.fsync(file.fileno())
+    staging.replace(target)
+    return target
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint from its file or from the run's folder.
+
+    Raises:
+        TrainerError: no file, a file that is not a checkpoint, or one of another format version.
+    """
+    file = path / CHECKPOINT_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise TrainerError(f"{file}: no checkpoint there; name a run's folder, as given to train --output")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise TrainerError(f"{file}: is not a readable checkpoint ({error})") from error
+    if metadata.get("evenkeel") != FORMAT_VERSION:
+        raise TrainerError(
+            f"{file}: has checkpoint format {metadata.get('evenkeel')!r}, this version reads {FORMAT_VERSION!r}; "
+            "use the version of evenkeel that wrote it"
+        )
+    return _restore(json.loads(metadata["state"]), tensors)
+
+
+def _state(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "recipe": checkpoint.recipe.model_dump(mode="json"),
+        "class_names": checkpoint.class_names,
+        "class_counts": checkpoint.class_counts,
+        "data_fingerprint": checkpoint.data_fingerprint,
+        "epoch": checkpoint.epoch,
+        "history": [asdict(record) for record in checkpoint.history],
+        "seconds": checkpoint.seconds,
+        "alpha": asdict(checkpoint.alpha) if checkpoint.alpha else None,
+        "versions": checkpoint.versions,
+    }
+
+
+def _restore(state: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    state["recipe"] = Recipe.model_validate(state["recipe"])
+    state["history"] = [EpochRecord(**record) for record in state["history"]]
+    state["alpha"] = AlphaChoice(**state["alpha"]) if state["alpha"] else None
+    dataset_mean = tensors.get("dataset_mean")
+    return Checkpoint(**state, model=part("model."), optimizer=part("optimizer."), dataset_mean=dataset_mean)
+
+
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Name SGD's momentum buffers by their parameters."""
+    return {
+        name: optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in model.named_parameters()
+        if optimizer.state[parameter].get("momentum_buffer") is not None
+    }
+
+
+def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put momentum buffers back to their parameters."""
+    for name, parameter in model.named_parameters():
+        if name in tensors:
+            optimizer.state[parameter]["momentum_buffer"] = tensors[name].to(parameter).clone()

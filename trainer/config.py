@@ -1,0 +1,262 @@
+"""What a recipe may say: YAML in, validated settings out, and errors that name the key, the value and the remedy.
+
+It knows what the settings mean only as far as they can be checked without data or a model.
+"""
+
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.bundle import InputSpec
+from trainer.errors import TrainerError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LongTail(Section):
+    """How many images of each class are kept. Class 0 is the most frequent.
+
+    exponential: class c of C keeps ``int(n * f ** (-c / (C - 1)))`` images;
+    step: the first half of the classes keeps n, the other half ``int(n / f)`` (Cao et al., NeurIPS 2019);
+    n is the largest number for which every class has enough images.
+    """
+
+    profile: Literal["none", "exponential", "step"] = "none"
+    imbalance_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1
+    seed: int | None = Field(None, ge=0, description="which images stay: null keeps the first ones of each class")
+
+    @model_validator(mode="after")
+    def _factor_has_a_profile(self) -> Self:
+        if self.profile == "none" and self.imbalance_factor != 1:
+            raise ValueError("imbalance_factor needs a profile: set profile to exponential or step")
+        return self
+
+
+class Lists(Section):
+    """Files of ``path label`` lines, relative to the source folder, as ImageNet-LT and Places-LT are published."""
+
+    train: str
+    test: str
+    validation: str | None = None
+    class_names: str | None = Field(None, description="file with one class name a line")
+
+
+class DataConfig(Section):
+    """Where images come from and which of them are used."""
+
+    source: str = Field(min_length=1, description="hub id, folder of parquet files, image folder, or 'digits'")
+    image_column: str | None = None
+    label_column: str | None = None
+    lists: Lists | None = None
+    long_tail: LongTail = LongTail()
+    validation_share: Share = Field(0, description="share of each class's training images held out to choose alpha")
+    in_memory: bool = Field(True, description="hold all pixels on the device; else decode in worker processes")
+    num_workers: int = Field(4, ge=0)
+
+
+class AugmentConfig(Section):
+    """Training transforms; 0 switches one off."""
+
+    crop_padding: int = Field(0, ge=0, description="random crop of the picture padded by so many black pixels")
+    random_resized_crop: bool = False
+    horizontal_flip: bool = False
+    color_jitter: NonNegative = Field(0, description="strength of brightness, contrast and saturation changes")
+
+
+class BackboneConfig(Section):
+    """Which network makes the features."""
+
+    name: str = Field(min_length=1)
+    pretrained: bool = False
+
+
+class HeadConfig(Section):
+    """The de-confounded classifier and its momentum direction."""
+
+    num_heads: int = Field(2, ge=1)
+    tau: Positive = 16.0
+    gamma: NonNegative = 1 / 32
+    momentum_decay: Annotated[float, Field(ge=0, le=1)] | Literal["coupled"] = Field(
+        0.9, description="mu; coupled: 1 - 0.1 * min(50 * learning rate, 1)"
+    )
+
+
+class OptimizerConfig(Section):
+    """SGD with momentum: the premise of the method."""
+
+    learning_rate: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 5e-4
+
+
+class ScheduleConfig(Section):
+    """Epochs and the learning rate over them."""
+
+    epochs: int = Field(ge=1)
+    warmup_epochs: int = Field(0, ge=0)
+    warmup_start: Share = Field(1 / 3, description="share of the learning rate that the warm-up starts from")
+    decay: Literal["constant", "steps", "cosine"] = "constant"
+    milestones: tuple[int, ...] = ()
+    step_factor: Positive = 0.01
+
+    @model_validator(mode="after")
+    def _milestones_fit(self) -> Self:
+        if (self.decay == "steps") != bool(self.milestones):
+            raise ValueError(f"milestones and decay=steps belong together, got {self.milestones} and {self.decay!r}")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise, got {list(self.milestones)}")
+        return self
+
+
+class AlphaConfig(Section):
+    """The range that requests may use, and how the default is chosen (never on test data)."""
+
+    choose: Literal["validation", "mean_cosine", "recipe"] = "mean_cosine"
+    value: float | None = None
+    minimum: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    maximum: Annotated[float, Field(allow_inf_nan=False)] = 3.0
+
+    @model_validator(mode="after")
+    def _value_fits(self) -> Self:
+        if self.minimum >= self.maximum:
+            raise ValueError(f"minimum must lie below maximum, got {self.minimum} and {self.maximum}")
+        if (self.choose == "recipe") != (self.value is not None):
+            raise ValueError(f"value and choose=recipe belong together, got {self.value} and {self.choose!r}")
+        if self.value is not None and not self.minimum <= self.value <= self.maximum:
+            raise ValueError(f"value must lie in [{self.minimum}, {self.maximum}], got {self.value}")
+        return self
+
+
+class Recipe(Section):
+    """All that determines a training run, apart from the machine."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    seed: int = Field(0, ge=0)
+    batch_size: int = Field(ge=2)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    data: DataConfig
+    input: InputSpec = Field(description="the pixels that the model sees, in training and in serving alike")
+    augment: AugmentConfig = AugmentConfig()
+    backbone: BackboneConfig
+    head: HeadConfig = HeadConfig()
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    alpha: AlphaConfig = AlphaConfig()
+
+    @model_validator(mode="after")
+    def _alpha_has_data(self) -> Self:
+        has_list = self.data.lists is not None and self.data.lists.validation is not None
+        if self.alpha.choose == "validation" and not (self.data.validation_share or has_list):
+            raise ValueError("alpha.choose=validation needs data.validation_share above 0 or data.lists.validation")
+        return self
+
+    @model_validator(mode="after")
+    def _augmentation_fits_data(self) -> Self:
+        if self.data.in_memory and (self.augment.random_resized_crop or self.input.resize != "exact"):
+            raise ValueError(
+                "augment.random_resized_crop and input.resize=shortest_side need data.in_memory=false: "
+                "pictures in memory have one size"
+            )
+        return self
+
+
+def recipe_names() -> list[str]:
+    """List the recipes that come with evenkeel."""
+    return sorted(Path(file.name).stem for file in _recipe_folder().iterdir() if file.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe by its name or from a file, then apply ``key=value`` overrides with dotted keys.
+
+    Raises:
+        TrainerError: no such recipe, broken YAML, an unknown key or a value that is not allowed.
+
+    Example:
+        >>> load_recipe("digits_lt", ["seed=3", "schedule.epochs=2"]).schedule.epochs
+        2
+    """
+    settings = _read_yaml(name_or_path)
+    for override in overrides or []:
+        _apply(settings, override)
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        raise TrainerError(f"recipe {name_or_path}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """Say each fault of a recipe in a line: the key, the value and what is allowed."""
+    return "\n".join(_explain_one(fault) for fault in error.errors())
+
+
+def _explain_one(fault: Any) -> str:  # pydantic's ErrorDetails
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        allowed = _allowed_keys(path[:-1])
+        near = get_close_matches(path[-1], allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{key}: unknown key with value {fault['input']!r}; {hint}allowed are {', '.join(allowed)}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; add it to the recipe or by --set {key}=..."
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if fault["type"] == "value_error" else f"{key}: {message}, got {fault['input']!r}"
+
+
+def _allowed_keys(path: list[str]) -> list[str]:
+    section: Any = Recipe
+    for part in path:
+        section = section.model_fields[part].annotation if part in section.model_fields else None
+        if section is None or not hasattr(section, "model_fields"):
+            section = next((one for one in getattr(section, "__args__", ()) if hasattr(one, "model_fields")), Recipe)
+    return sorted(section.model_fields)
+
+
+def _recipe_folder() -> Any:  # importlib's Traversable
+    return resources.files("trainer") / "recipes"
+
+
+def _read_yaml(name_or_path: str) -> dict[str, Any]:
+    is_path = name_or_path.endswith((".yaml", ".yml"))
+    file = Path(name_or_path) if is_path else _recipe_folder() / f"{name_or_path}.yaml"
+    if not is_path and name_or_path not in recipe_names():
+        raise TrainerError(
+            f"recipe {name_or_path!r}: not known; give one of {', '.join(recipe_names())}, or the path of a .yaml file"
+        )
+    try:
+        settings = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise TrainerError(f"recipe {name_or_path}: cannot be read ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrainerError(f"recipe {name_or_path}: not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise TrainerError(f"recipe {name_or_path}: must be a mapping of keys, got {type(settings).__name__}")
+    return settings
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not all(key.split(".")):
+        raise TrainerError(f"--set {override!r}: must read key=value, such as --set schedule.epochs=10")
+    *sections, last = key.split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+        if not isinstance(settings, dict):
+            raise TrainerError(f"--set {override!r}: {section} is a value and has no keys")
+    try:
+        settings[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise TrainerError(f"--set {override!r}: the value is not valid YAML: {error}") from error

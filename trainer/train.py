@@ -1,0 +1,170 @@
+"""The training loop: a recipe becomes a checkpoint.
+
+It knows neither where pictures come from nor what a bundle is. Weights are those of the last epoch; the test split is
+never seen here.
+"""
+
+import platform
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainer.checkpoint import (
+    Checkpoint,
+    EpochRecord,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from trainer.config import Recipe
+from trainer.data import Pixels, Splits
+from trainer.errors import TrainerError
+from trainer.model import LongTailClassifier
+from trainer.progress import console, progress_bar
+from trainer.schedule import learning_rate, momentum_decay
+
+
+class Training:
+    """A model, its optimizer and the checkpoint that both are at."""
+
+    def __init__(self, recipe: Recipe, splits: Splits, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.device = recipe, device
+        self.model = LongTailClassifier(recipe, len(splits.class_names)).to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=recipe.optimizer.learning_rate,
+            momentum=recipe.optimizer.momentum,
+            nesterov=recipe.optimizer.nesterov,
+            weight_decay=recipe.optimizer.weight_decay,
+        )
+        self.checkpoint = Checkpoint(
+            recipe=recipe,
+            class_names=splits.class_names,
+            class_counts=splits.class_counts.tolist(),
+            data_fingerprint=splits.fingerprint(),
+            epoch=0,
+            model=self.model.state_dict(),
+            versions=_versions(device),
+        )
+
+    def resume(self, folder: Path) -> None:
+        """Go back to the last checkpoint of the run.
+
+        Raises:
+            TrainerError: a checkpoint of another recipe or other training data.
+        """
+        saved = load_checkpoint(folder)
+        _refuse_other_run(saved, self.checkpoint)
+        self.model.load_state_dict(saved.model)
+        restore_optimizer(self.model, self.optimizer, saved.optimizer)
+        self.checkpoint = saved
+
+    def run(self, train: Pixels, folder: Path) -> None:
+        """Train the epochs that are left, with a checkpoint after each."""
+        epochs = self.recipe.schedule.epochs
+        with progress_bar() as bar:
+            task = bar.add_task("training", total=epochs, completed=self.checkpoint.epoch)
+            for epoch in range(self.checkpoint.epoch, epochs):
+                record = self._epoch(train, epoch)
+                self._record(record, folder)
+                bar.update(task, advance=1, description=f"training, loss {sum(record.losses) / len(record.losses):.3f}")
+                if not console.is_terminal:
+                    console.print(_line(record, epochs), highlight=False, soft_wrap=True)
+
+    def _epoch(self, train: Pixels, epoch: int) -> EpochRecord:
+        self.model.train()
+        started, steps = time.monotonic(), train.steps_per_epoch()
+        losses, correct, seen = [], torch.zeros((), device=self.device), 0
+        rate = 0.0
+        for step, (pixels, labels) in enumerate(train.training(epoch)):
+            rate = learning_rate(self.recipe.optimizer, self.recipe.schedule, epoch + step / steps)
+            loss, logits = self._step(pixels, labels, rate)
+            losses.append(loss)
+            correct += (logits.argmax(dim=1) == labels).sum()
+            seen += len(labels)
+        seconds = time.monotonic() - started
+        self.checkpoint.seconds += seconds
+        return EpochRecord(
+            epoch=epoch,
+            losses=torch.stack(losses).tolist(),
+            learning_rate=rate,
+            train_accuracy=correct.item() / seen,
+            images_per_second=seen / seconds,
+        )
+
+    def _step(self, pixels: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            logits, features = self.model(pixels.contiguous(memory_format=torch.channels_last))
+        loss = functional.cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.model.head.update_direction(features, momentum_decay=momentum_decay(self.recipe.head, rate))
+        return loss.detach(), logits.detach()
+
+    def _record(self, record: EpochRecord, folder: Path) -> None:
+        if not all(map(_is_finite, record.losses)):
+            raise TrainerError(
+                f"the loss became {record.losses[-1]} in epoch {record.epoch + 1}; the last checkpoint is kept. "
+                f"Lower optimizer.learning_rate ({self.recipe.optimizer.learning_rate}) or set precision=fp32"
+            )
+        self.checkpoint.epoch = record.epoch + 1
+        self.checkpoint.history.append(record)
+        self.checkpoint.model = self.model.state_dict()
+        self.checkpoint.optimizer = optimizer_tensors(self.model, self.optimizer)
+        save_checkpoint(self.checkpoint, folder)
+
+
+def choose_device(name: str) -> torch.device:
+    """Take the device that was asked for; auto takes a GPU where there is one.
+
+    Raises:
+        TrainerError: a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainerError("--device cuda: no GPU can be used here; give --device cpu, or mend the driver")
+    return torch.device(name)
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < float("inf")
+
+
+def _line(record: EpochRecord, epochs: int) -> str:
+    return (
+        f"epoch {record.epoch + 1}/{epochs}  loss {sum(record.losses) / len(record.losses):.4f}  "
+        f"train accuracy {record.train_accuracy:.3f}  lr {record.learning_rate:.3g}  "
+        f"{record.images_per_second:.0f} images/s"
+    )
+
+
+def _refuse_other_run(saved: Checkpoint, wanted: Checkpoint) -> None:
+    before, now = _flat(saved.recipe.model_dump(mode="json")), _flat(wanted.recipe.model_dump(mode="json"))
+    # Where the pictures lie may change; which pictures they are may not, and the fingerprint holds that.
+    differing = [key for key in now if before.get(key) != now[key] and key not in ("data.source", "data.num_workers")]
+    if differing:
+        changes = "; ".join(f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in differing)
+        raise TrainerError(f"--resume: the run was begun with another recipe ({changes}); use another --output")
+    if saved.data_fingerprint != wanted.data_fingerprint:
+        raise TrainerError("--resume: the run was begun on other training data; give the same --data")
+
+
+def _flat(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _versions(device: torch.device) -> dict[str, str]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"python": platform.python_version(), "torch": torch.__version__, "device": f"{device.type}: {name}"}
