@@ -12,7 +12,7 @@ BUNDLE := bundles/digits_lt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test check lock clean
+.PHONY: help demo setup test check bench lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
@@ -33,6 +33,9 @@ check: $(VENV)/.installed-test ## Lint, formatting, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-test ## Measure what the knob costs on this machine
+	$(BIN)/python -m tests.benchmarks
 
 lock: ## Resolve requirements.lock anew (needs uv)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv, and $(UV) is not there: pip install uv, or UV=path" >&2; exit 1; }

@@ -86,7 +86,7 @@ def test_the_image_of_the_service_holds_nothing_of_training(root: Path, extras: 
 
 
 def test_an_extra_that_does_not_exist_is_refused_by_name(root: Path) -> None:
-    with pytest.raises(SystemExit, match="no extra 'gpus' in pyproject.toml; choose of service, gpu"):
+    with pytest.raises(SystemExit, match=r"no extra 'gpus' in pyproject\.toml; choose of service, gpu"):
         requirements(root, ["gpus"])
 
 
