@@ -24,6 +24,7 @@ Settings = Annotated[
 DataSource = Annotated[
     str | None, typer.Option("--data", metavar="SOURCE", help="Hub id or folder; in place of data.source.")
 ]
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run, as given to train --output.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -33,7 +34,7 @@ def _commands() -> None:
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0917 - typer calls it by name
     recipe: Annotated[str, typer.Argument(help="Name of a recipe that comes with evenkeel, or a .yaml file.")],
     settings: Settings = None,
     data: DataSource = None,
@@ -48,6 +49,45 @@ def train(
     overrides = [*(settings or []), *([f"data.source={yaml.safe_dump(data).splitlines()[0]}"] if data else [])]
     loaded = load_recipe(recipe, overrides)
     train_run(loaded, output or Path("runs") / loaded.name, device_name=device, resume=resume)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data: DataSource = None,
+    alpha: Annotated[list[float] | None, typer.Option(help="Also report this alpha; may be repeated.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure accuracy over alpha on the test split; writes evaluation.json and a plot into the run's folder."""
+    from trainer.runs import evaluate_run  # noqa: PLC0415
+
+    evaluate_run(run, data=data, device_name=device, alphas=alpha or [])
+
+
+@app.command()
+def export(
+    run: Run,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="The bundle [default: bundles/NAME].")] = None,
+    direction: Annotated[str, typer.Option(help="ema (of training) or dataset_mean.")] = "ema",
+    fp16: Annotated[bool, typer.Option(help="Also write model.fp16.onnx for GPUs.")] = True,
+) -> None:
+    """Write the bundle that the service reads, after a parity check of ONNX Runtime against PyTorch."""
+    from trainer.export import export_run  # noqa: PLC0415
+
+    export_run(run, output, direction=direction, fp16=fp16)
+
+
+@app.command()
+def samples(
+    run: Run,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")],
+    data: DataSource = None,
+    count: Annotated[int, typer.Option(min=1)] = 6,
+) -> None:
+    """Write test pictures as PNG to try the service with: first those whose answer changes with alpha."""
+    from trainer.samples import write_samples  # noqa: PLC0415
+
+    write_samples(run, output, data=data, count=count)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ A backbone maps normalised images [N, 3, H, W] to pooled features [N, D] and the
 are pooled from, and says D as ``num_features``. It knows nothing of classes.
 """
 
+from itertools import pairwise
 from typing import Protocol
 
 import timm
@@ -93,7 +94,7 @@ class SmallCnn(nn.Module):
         self.layers = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-                for a, b in zip(widths, widths[1:], strict=False)
+                for a, b in pairwise(widths)
             )
         )
 
@@ -152,7 +153,7 @@ def create_backbone(config: BackboneConfig) -> CifarResNet32 | SmallCnn | TimmBa
 
 
 def _unknown_backbone(name: str) -> str:
-    stem = name.split(".")[0].rstrip("0123456789")
+    stem = name.split(".", maxsplit=1)[0].rstrip("0123456789")
     similar = timm.list_models(f"*{stem}*")[:5] if stem else []
     hint = f"; similar in timm: {', '.join(similar)}" if similar else ""
     return f"backbone.name: {name!r} is neither of {', '.join(OWN_BACKBONES)} nor a timm model{hint}"

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.alpha import AlphaChoice
 from trainer.config import Recipe
 from trainer.errors import TrainerError
 
@@ -34,15 +35,6 @@ class EpochRecord:
 
 
 @dataclass
-class AlphaChoice:
-    """The default alpha that was chosen without the test set, and how."""
-
-    value: float
-    chosen_by: str
-    mean_cosine: list[float] = field(default_factory=list)
-
-
-@dataclass
 class Checkpoint:
     """The state of a run after a number of whole epochs.
 
@@ -55,8 +47,9 @@ class Checkpoint:
         optimizer: momentum buffers by parameter name.
         history: a record per epoch.
         seconds: training time so far.
-        alpha: the chosen default, once training has ended.
+        alphas: the chosen default alpha for each direction (``ema``, ``dataset_mean``), once training has ended.
         dataset_mean: the mean feature of the training set in evaluation mode [D], once training has ended.
+        sample_images: a few training pictures as the model sees them, uint8 [N, H, W, 3], once training has ended.
         versions: of the libraries and the device that made it.
     """
 
@@ -69,21 +62,22 @@ class Checkpoint:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     history: list[EpochRecord] = field(default_factory=list)
     seconds: float = 0.0
-    alpha: AlphaChoice | None = None
+    alphas: dict[str, AlphaChoice] = field(default_factory=dict)
     dataset_mean: Tensor | None = None
+    sample_images: Tensor | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def is_finished(self) -> bool:
         """Tell whether training has ended and alpha has been chosen."""
-        return self.alpha is not None
+        return bool(self.alphas)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     """Write the checkpoint whole or not at all, and flush it to the disk, before the old one gives way."""
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
-    if checkpoint.dataset_mean is not None:
-        tensors["dataset_mean"] = checkpoint.dataset_mean
+    extra = {"dataset_mean": checkpoint.dataset_mean, "sample_images": checkpoint.sample_images}
+    tensors |= {name: tensor for name, tensor in extra.items() if tensor is not None}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     target = folder / CHECKPOINT_FILE
     staging = target.with_suffix(".partial")
@@ -126,7 +120,7 @@ def _state(checkpoint: Checkpoint) -> dict[str, Any]:
         "epoch": checkpoint.epoch,
         "history": [asdict(record) for record in checkpoint.history],
         "seconds": checkpoint.seconds,
-        "alpha": asdict(checkpoint.alpha) if checkpoint.alpha else None,
+        "alphas": {direction: asdict(choice) for direction, choice in checkpoint.alphas.items()},
         "versions": checkpoint.versions,
     }
 
@@ -137,9 +131,14 @@ def _restore(state: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
 
     state["recipe"] = Recipe.model_validate(state["recipe"])
     state["history"] = [EpochRecord(**record) for record in state["history"]]
-    state["alpha"] = AlphaChoice(**state["alpha"]) if state["alpha"] else None
-    dataset_mean = tensors.get("dataset_mean")
-    return Checkpoint(**state, model=part("model."), optimizer=part("optimizer."), dataset_mean=dataset_mean)
+    state["alphas"] = {direction: AlphaChoice(**choice) for direction, choice in state["alphas"].items()}
+    return Checkpoint(
+        **state,
+        model=part("model."),
+        optimizer=part("optimizer."),
+        dataset_mean=tensors.get("dataset_mean"),
+        sample_images=tensors.get("sample_images"),
+    )
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ It knows what the settings mean only as far as they can be checked without data 
 
 from difflib import get_close_matches
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from service.bundle import InputSpec
 from trainer.errors import TrainerError
@@ -202,7 +204,7 @@ def explain(error: ValidationError) -> str:
     return "\n".join(_explain_one(fault) for fault in error.errors())
 
 
-def _explain_one(fault: Any) -> str:  # pydantic's ErrorDetails
+def _explain_one(fault: ErrorDetails) -> str:
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path) or "recipe"
     if fault["type"] == "extra_forbidden":
@@ -225,7 +227,7 @@ def _allowed_keys(path: list[str]) -> list[str]:
     return sorted(section.model_fields)
 
 
-def _recipe_folder() -> Any:  # importlib's Traversable
+def _recipe_folder() -> Traversable:
     return resources.files("trainer") / "recipes"
 
 

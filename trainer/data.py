@@ -97,18 +97,21 @@ class Pixels:
         if self._held is None:
             yield from self._from_workers(batches, augmented=True)
             return
-        for rows in batches:
-            rows = rows.to(self.device)
+        for rows in (batch.to(self.device) for batch in batches):
             yield self._augment(to_unit_range(self._held[rows])), self._labels[rows]
 
-    def evaluation(self, batch_size: int = 500) -> Iterator[Batch]:
+    def evaluation_steps(self) -> int:
+        """Count the evaluation batches."""
+        return -(-len(self) // self.recipe.batch_size)
+
+    def evaluation(self) -> Iterator[Batch]:
         """Yield (pixels, labels) in the split's order, resized and cropped as in serving."""
-        batches = torch.arange(len(self)).split(batch_size)
+        batches = torch.arange(len(self)).split(self.recipe.batch_size)
         if self._held is None:
             yield from self._from_workers(batches, augmented=False)
             return
-        for rows in batches:
-            yield to_unit_range(self._held[rows.to(self.device)]), self._labels[rows.to(self.device)]
+        for rows in (batch.to(self.device) for batch in batches):
+            yield to_unit_range(self._held[rows]), self._labels[rows]
 
     def _from_workers(self, batches: tuple[Tensor, ...], *, augmented: bool) -> Iterator[Batch]:
         loader = DataLoader(
@@ -138,7 +141,7 @@ class _Decoded(Dataset[Any]):
 
 def _hold(table: Table, spec: InputSpec, device: torch.device, name: str) -> Tensor:
     pixels = np.empty((len(table), spec.height, spec.width, 3), dtype=np.uint8)
-    for index in track(range(len(table)), f"decoding {name}"):
+    for index in track(range(len(table)), f"decoding {name}", total=len(table)):
         pixels[index] = decode(table, index, spec)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
 

@@ -3,7 +3,7 @@
 It takes pixels in [0, 1] and knows neither files nor training.
 """
 
-from typing import NamedTuple
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +11,6 @@ from torch import Tensor, nn
 from trainer.backbones import create_backbone
 from trainer.config import Recipe
 from trainer.head import DeconfoundedHead
-
-
-class Branches(NamedTuple):
-    """What inference needs of a batch: both branches [N, C], cosine [N, K], features [N, D], map [N, D, h, w]."""
-
-    factual: Tensor
-    counterfactual: Tensor
-    cosine: Tensor
-    features: Tensor
-    feature_map: Tensor
 
 
 class LongTailClassifier(nn.Module):
@@ -39,18 +29,17 @@ class LongTailClassifier(nn.Module):
             self.backbone.num_features, num_classes, num_heads=head.num_heads, tau=head.tau, gamma=head.gamma
         )
 
+    def on(self, device: torch.device) -> Self:
+        """Move to a device, in the memory format that convolutions are fastest in."""
+        return self.to(device).to(memory_format=torch.channels_last)
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute factual logits [N, C] and features [N, D]; the head always works in float32."""
-        features, _ = self._features(pixels)
+        features, _ = self.features(pixels)
         with torch.autocast(pixels.device.type, enabled=False):
             return self.head(features), features
 
-    def branches(self, pixels: Tensor) -> Branches:
-        """Compute both logit branches and all that explains them."""
-        features, feature_map = self._features(pixels)
-        with torch.autocast(pixels.device.type, enabled=False):
-            return Branches(*self.head.branches(features), features, feature_map)
-
-    def _features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute features [N, D] in float32 and the feature map [N, D, h, w]."""
         features, feature_map = self.backbone((pixels - self.mean) / self.std)
         return features.float(), feature_map

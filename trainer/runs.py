@@ -1,19 +1,37 @@
-"""A run's folder from beginning to end: recipe, checkpoint, evaluation."""
+"""A run's folder from beginning to end: train, choose alpha, evaluate. It ties the parts together over files."""
 
+import json
+import platform
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 import yaml
+from rich.table import Table as RichTable
+from torch import Tensor
 
-from trainer.checkpoint import CHECKPOINT_FILE
+from service.tradeoff import AccuracyCurve
+from trainer.alpha import choose_alpha
+from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from trainer.config import Recipe
-from trainer.data import Pixels, load_splits
+from trainer.data import Pixels, Splits, decode, load_splits
 from trainer.errors import TrainerError
+from trainer.evaluate import Evaluation, evaluate_branches, sampled_curve
+from trainer.inference import branches_of, extract_features, feature_means
+from trainer.model import LongTailClassifier
+from trainer.plots import plot_tradeoff
 from trainer.progress import console
 from trainer.train import Training, choose_device
 
+DIRECTIONS = ("ema", "dataset_mean")
+EVALUATION_FILE, CURVE_FILE, PLOT_FILE = "evaluation.json", "tradeoff.npz", "tradeoff.png"
+NUM_SAMPLE_IMAGES = 8
+
 
 def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -> None:
-    """Train a recipe into a folder.
+    """Train a recipe into a folder, choose its default alpha and evaluate it.
 
     Raises:
         TrainerError: a folder that holds a run already (without resume), or any fault of recipe and data.
@@ -28,12 +46,185 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
         training.resume(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    _announce(recipe, splits, training.checkpoint, device, folder)
+    train = Pixels(splits.train, recipe, device, name="training images")
+    training.run(train, folder)
+    checkpoint = training.checkpoint
+    if not checkpoint.is_finished():
+        _finish(checkpoint, training.model, train, splits)
+        save_checkpoint(checkpoint, folder)
+    _evaluate(checkpoint, training.model, splits, folder, device, extra_alphas=[])
+
+
+def evaluate_run(folder: Path, *, data: str | None, device_name: str, alphas: list[float]) -> None:
+    """Evaluate a finished run on its test split again, at more alphas if wanted."""
+    checkpoint = finished_checkpoint(folder)
+    recipe = with_data(checkpoint.recipe, data)
+    device = choose_device(device_name)
+    splits = load_splits(recipe)
+    if splits.class_names != checkpoint.class_names:
+        raise TrainerError(f"--data {recipe.data.source}: its classes are not those that the model was trained on")
+    _evaluate(checkpoint, restore_model(checkpoint, device), splits, folder, device, extra_alphas=alphas)
+
+
+def restore_model(checkpoint: Checkpoint, device: torch.device) -> LongTailClassifier:
+    """Make the checkpoint's model, in evaluation mode."""
+    # The checkpoint holds all weights: pretrained ones need not be fetched again.
+    backbone = checkpoint.recipe.backbone.model_copy(update={"pretrained": False})
+    recipe = checkpoint.recipe.model_copy(update={"backbone": backbone})
+    model = LongTailClassifier(recipe, len(checkpoint.class_names))
+    model.load_state_dict(checkpoint.model)
+    return model.on(device).eval()
+
+
+def with_data(recipe: Recipe, source: str | None) -> Recipe:
+    """Read the recipe's data from another place, if one is given."""
+    if source is None:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": source})})
+
+
+def direction_of(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Take a momentum direction [D] of a finished run: the moving average of training, or the data set's mean."""
+    if name == "dataset_mean" and checkpoint.dataset_mean is not None:
+        return checkpoint.dataset_mean
+    return checkpoint.model["head.momentum_direction"]
+
+
+def finished_checkpoint(folder: Path) -> Checkpoint:
+    """Load the checkpoint of a run that has ended.
+
+    Raises:
+        TrainerError: no checkpoint, or training has not ended.
+    """
+    checkpoint = load_checkpoint(folder)
+    if not checkpoint.is_finished():
+        raise TrainerError(
+            f"{folder}: training has done {checkpoint.epoch} of {checkpoint.recipe.schedule.epochs} epochs; "
+            "finish it with train --resume"
+        )
+    return checkpoint
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """Read the evaluation of a run.
+
+    Raises:
+        TrainerError: the run has none.
+    """
+    try:
+        report: dict[str, Any] = json.loads((folder / EVALUATION_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise TrainerError(f"{folder / EVALUATION_FILE}: cannot be read ({error}); run evaluate {folder}") from error
+    return report
+
+
+def _announce(recipe: Recipe, splits: Splits, checkpoint: Checkpoint, device: torch.device, folder: Path) -> None:
     counts = splits.class_counts
     console.print(
         f"{recipe.name}: {counts.sum()} training images of {len(counts)} classes ({counts.max()} to {counts.min()} "
-        f"each), seed {recipe.seed}, {device.type}, {recipe.precision}; from epoch {training.checkpoint.epoch + 1} "
-        f"of {recipe.schedule.epochs} into {folder}",
+        f"each), seed {recipe.seed}, {device.type}, {recipe.precision}; {checkpoint.epoch} of "
+        f"{recipe.schedule.epochs} epochs done, into {folder}",
         soft_wrap=True,
     )
-    train = Pixels(splits.train, recipe, device, name="training images")
-    training.run(train, folder)
+
+
+def _finish(checkpoint: Checkpoint, model: LongTailClassifier, train: Pixels, splits: Splits) -> None:
+    means = feature_means(model, train, "mean features")
+    checkpoint.dataset_mean = means.feature
+    validation = None
+    if splits.validation is not None:
+        pixels = Pixels(splits.validation, checkpoint.recipe, train.device, name="validation images")
+        validation = extract_features(model, pixels, "validation features")
+    for name in DIRECTIONS:
+        direction = direction_of(checkpoint, name).cpu()
+        branches = branches_of(*validation, model.head, direction) if validation else None
+        checkpoint.alphas[name] = choose_alpha(
+            checkpoint.recipe.alpha, means.mean_cosine(direction), branches, checkpoint.class_counts
+        )
+    rows = np.linspace(0, len(train) - 1, num=min(NUM_SAMPLE_IMAGES, len(train)), dtype=int)
+    samples = [decode(train.table, int(row), checkpoint.recipe.input) for row in rows]
+    checkpoint.sample_images = torch.from_numpy(np.stack(samples))
+
+
+def _evaluate(
+    checkpoint: Checkpoint,
+    model: LongTailClassifier,
+    splits: Splits,
+    folder: Path,
+    device: torch.device,
+    *,
+    extra_alphas: list[float],
+) -> None:
+    pixels = Pixels(splits.test, checkpoint.recipe, device, name="test images")
+    features, labels = extract_features(model, pixels, "test features")
+    counts = np.array(checkpoint.class_counts)
+    evaluations = {
+        name: evaluate_branches(
+            branches_of(features, labels, model.head, direction_of(checkpoint, name).cpu()),
+            counts,
+            checkpoint.recipe.alpha,
+        )
+        for name in DIRECTIONS
+    }
+    report = _report(checkpoint, evaluations, extra_alphas)
+    ema, default = evaluations["ema"], checkpoint.alphas["ema"].value
+    (folder / EVALUATION_FILE).write_text(json.dumps(report, indent=1) + "\n")
+    _save_curve(ema.curve, folder / CURVE_FILE)
+    plot_tradeoff(ema, default, f"{checkpoint.recipe.name}: the trade-off over alpha", folder / PLOT_FILE)
+    _print(report, folder)
+
+
+def _save_curve(curve: AccuracyCurve, file: Path) -> None:
+    named: dict[str, Any] = {"overall": curve.overall, "balanced": curve.balanced, **curve.by_group}
+    np.savez_compressed(file, breakpoints=curve.breakpoints, **named)
+
+
+def _report(checkpoint: Checkpoint, evaluations: dict[str, Evaluation], extra_alphas: list[float]) -> dict[str, Any]:
+    return {
+        "test_images": len(evaluations["ema"].branches.labels),
+        "directions": {
+            name: {
+                "alpha": checkpoint.alphas[name].value,
+                "chosen_by": checkpoint.alphas[name].chosen_by,
+                "mean_cosine": checkpoint.alphas[name].mean_cosine,
+                "test_optimum_for_information": evaluation.optimum(),
+                "accuracy": [
+                    evaluation.at(alpha, strength)
+                    for strength in (0.0, 1.0)
+                    for alpha in sorted({0.0, checkpoint.alphas[name].value, *extra_alphas})
+                ],
+            }
+            for name, evaluation in evaluations.items()
+        },
+        "direction_cosine": direction_cosine(checkpoint),
+        "calibration": [evaluations["ema"].at(float(alpha)) for alpha in _calibration_alphas(checkpoint.recipe)],
+        "curve": sampled_curve(evaluations["ema"].curve),
+        "versions": {name: version(name) for name in ("torch", "numpy")} | {"python": platform.python_version()},
+    }
+
+
+def direction_cosine(checkpoint: Checkpoint) -> float:
+    """Compute the cosine between the two directions: how much the moving average differs from the mean."""
+    ema, mean = (direction_of(checkpoint, name).cpu().double() for name in DIRECTIONS)
+    return round(float(torch.cosine_similarity(ema, mean, dim=0)), 6)
+
+
+def _calibration_alphas(recipe: Recipe) -> list[float]:
+    return [round(float(alpha), 6) for alpha in np.linspace(recipe.alpha.minimum, recipe.alpha.maximum, 13)]
+
+
+def _print(report: dict[str, Any], folder: Path) -> None:
+    table = RichTable(title=f"{report['test_images']} test images, accuracy in %")
+    columns = [name for name in report["directions"]["ema"]["accuracy"][0] if name not in ("alpha", "prior_strength")]
+    for heading in ("direction", "alpha", "prior strength", *(name.replace("_", " ") for name in columns)):
+        table.add_column(heading, justify="right")
+    for name, part in report["directions"].items():
+        for row in part["accuracy"]:
+            numbers = (f"{100 * row[column]:.1f}" for column in columns)
+            table.add_row(name, f"{row['alpha']:.3f}", f"{row['prior_strength']:g}", *numbers)
+    console.print(table)
+    ema = report["directions"]["ema"]
+    console.print(
+        f"default alpha {ema['alpha']:.3f}, chosen by {ema['chosen_by']}; written to {folder}", soft_wrap=True
+    )

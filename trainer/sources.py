@@ -4,6 +4,7 @@ Every source becomes Hugging Face data sets with the columns ``image`` (bytes or
 This module knows neither the long tail nor pixels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -92,7 +93,7 @@ def _local(folder: Path) -> DatasetDict:
         ) from error
 
 
-def _load(path: str, **options: Any) -> DatasetDict:  # Any: what load_dataset takes
+def _load(path: str, **options: str | dict[str, list[str]]) -> DatasetDict:
     loaded = load_dataset(path, **options)
     by_split = {ours: loaded[name] for ours, prefix in SPLITS.items() for name in loaded if name.startswith(prefix)}
     return DatasetDict(by_split)
@@ -130,7 +131,7 @@ def _list_files(folder: Path, lists: Lists) -> DatasetDict:
     loaded = DatasetDict({split: Dataset.from_dict(table, features=features) for split, table in tables.items()})
     if names:
         for split, table in tables.items():
-            _check_labels(np.array(table["label"]), len(names), lambda row, t=table: t["image"][row], split)
+            _check_labels(np.array(table["label"]), len(names), table["image"].__getitem__, split)
     return loaded.cast_column("label", label)
 
 
@@ -200,7 +201,7 @@ def _table(rows: Dataset, image: str, label: str, num_classes: int, split: str) 
     return table
 
 
-def _check_labels(labels: NDArray[np.int64], num_classes: int, name_of: Any, split: str) -> None:
+def _check_labels(labels: NDArray[np.int64], num_classes: int, name_of: Callable[[int], str], split: str) -> None:
     for row in np.flatnonzero((labels < 0) | (labels >= num_classes)):
         raise TrainerError(
             f"{split}, {name_of(int(row))}: label {labels[row]} is out of range; there are {num_classes} classes, "

@@ -34,7 +34,7 @@ class Training:
     def __init__(self, recipe: Recipe, splits: Splits, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, device
-        self.model = LongTailClassifier(recipe, len(splits.class_names)).to(device, memory_format=torch.channels_last)
+        self.model = LongTailClassifier(recipe, len(splits.class_names)).on(device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=recipe.optimizer.learning_rate,
@@ -104,7 +104,7 @@ class Training:
             logits, features = self.model(pixels.contiguous(memory_format=torch.channels_last))
         loss = functional.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
         self.model.head.update_direction(features, momentum_decay=momentum_decay(self.recipe.head, rate))
         return loss.detach(), logits.detach()

@@ -1,0 +1,204 @@
+"""A finished run to a bundle: ONNX files, manifest, parity samples and evaluation, or nothing at all.
+
+ONNX Runtime must give what PyTorch gives, for both branches and their combination, at several batch sizes and mixed
+alphas; else there is no bundle.
+"""
+
+import tempfile
+import warnings
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.bundle import (
+    PARITY_FILE,
+    PARITY_TOLERANCE,
+    AlphaSpec,
+    Bundle,
+    BundleError,
+    ClassInfo,
+    ManifestDraft,
+    Parity,
+    Precision,
+    TdeSpec,
+    write_bundle,
+)
+from trainer.checkpoint import Checkpoint
+from trainer.errors import TrainerError
+from trainer.graph import INPUTS, OUTPUTS, ServingGraph
+from trainer.progress import console
+from trainer.runs import (
+    CURVE_FILE,
+    DIRECTIONS,
+    EVALUATION_FILE,
+    PLOT_FILE,
+    direction_cosine,
+    direction_of,
+    finished_checkpoint,
+    read_evaluation,
+    restore_model,
+)
+
+OPSET = 20
+PARITY_BATCH_SIZES = (1, 2, 3, 8)
+PARITY_PRIOR_STRENGTHS = (0.0, 1.0, 0.5)
+
+
+def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool) -> Bundle:
+    """Write the bundle of a finished run.
+
+    Raises:
+        TrainerError: training has not ended, no evaluation, an unknown direction, parity missed, or a folder that
+            holds something else.
+    """
+    if direction not in DIRECTIONS:
+        raise TrainerError(f"--direction {direction!r}: must be one of {', '.join(DIRECTIONS)}")
+    checkpoint = finished_checkpoint(folder)
+    read_evaluation(folder)
+    target = output or Path("bundles") / checkpoint.recipe.name
+    precisions: tuple[Precision, ...] = ("fp32", "fp16") if fp16 else ("fp32",)
+    parity = expected_outputs(checkpoint, direction)
+    with tempfile.TemporaryDirectory() as scratch, console.status("exporting to ONNX") as status:
+        files: dict[Precision, Path] = {}
+        for precision in precisions:
+            status.update(f"exporting {precision}")
+            files[precision] = Path(scratch) / f"{precision}.onnx"
+            export_onnx(serving_graph(checkpoint, direction, half=precision == "fp16"), parity, files[precision])
+            check_parity(files[precision], parity, precision)
+        try:
+            bundle = write_bundle(
+                target,
+                describe(checkpoint, folder, direction),
+                models=files,
+                files={
+                    PARITY_FILE: parity.to_bytes(),
+                    **{name: folder / name for name in (EVALUATION_FILE, CURVE_FILE, PLOT_FILE)},
+                },
+            )
+        except (BundleError, ValueError) as error:
+            raise TrainerError(f"{target}: {error}") from error
+    console.print(
+        f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {target}; parity with PyTorch holds at "
+        f"batch sizes {', '.join(map(str, PARITY_BATCH_SIZES))}. Serve it: python -m service serve {target}",
+        soft_wrap=True,
+    )
+    return bundle
+
+
+def serving_graph(checkpoint: Checkpoint, direction: str, *, half: bool = False) -> ServingGraph:
+    """Make the module that is exported, on the CPU and in evaluation mode."""
+    model = restore_model(checkpoint, torch.device("cpu"))
+    counts = torch.tensor(checkpoint.class_counts, dtype=torch.float64)
+    log_share = (counts / counts.sum()).log().float()
+    return ServingGraph(deepcopy(model), direction_of(checkpoint, direction), log_share, half=half).eval()
+
+
+def expected_outputs(checkpoint: Checkpoint, direction: str) -> Parity:
+    """Compute with PyTorch what every runtime must give for the sample images, at mixed alphas and strengths."""
+    assert checkpoint.sample_images is not None
+    images = checkpoint.sample_images
+    count = len(images)
+    span = checkpoint.recipe.alpha
+    alpha = torch.linspace(span.minimum, span.maximum, count).roll(1)
+    strength = torch.tensor([PARITY_PRIOR_STRENGTHS[row % len(PARITY_PRIOR_STRENGTHS)] for row in range(count)])
+    with torch.inference_mode():
+        outputs = serving_graph(checkpoint, direction)(images, alpha, strength)
+    named = {name: output.numpy() for name, output in zip(OUTPUTS, outputs, strict=True) if name != "feature_map"}
+    return Parity(images=images.numpy(), alpha=alpha.numpy(), prior_strength=strength.numpy(), **named)
+
+
+def export_onnx(graph: ServingGraph, parity: Parity, file: Path) -> None:
+    """Write the graph as one ONNX file with a free batch size."""
+    examples: tuple[Tensor, ...] = tuple(
+        torch.from_numpy(array[:2]) for array in (parity.images, parity.alpha, parity.prior_strength)
+    )
+    batch = torch.export.Dim("batch", min=1, max=2**20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        program = torch.onnx.export(
+            graph,
+            examples,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_shapes=({0: batch}, {0: batch}, {0: batch}),
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    # Which line of whose source made a node is nobody's business in production, and holds paths of this machine.
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    onnx.checker.check_model(model)
+    onnx.save(model, file)
+
+
+def check_parity(file: Path, parity: Parity, precision: Precision) -> None:
+    """Compare ONNX Runtime with PyTorch at several batch sizes, in ever other combinations of the samples.
+
+    Raises:
+        TrainerError: an output that differs by more than the tolerance, or of a wrong shape or type.
+    """
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    for size in PARITY_BATCH_SIZES:
+        rows = np.arange(size) * 3 % len(parity.images)
+        part = replace(parity, **{name: array[rows] for name, array in vars(parity).items()})
+        outputs = run_onnx(session, part)
+        for name, gap in part.gaps(outputs).items():
+            if gap > PARITY_TOLERANCE[precision]:
+                raise TrainerError(
+                    f"parity of {precision} missed: {name} at batch size {size} differs by {gap:.2g} from PyTorch, "
+                    f"{PARITY_TOLERANCE[precision]:g} is allowed; no bundle was written"
+                )
+
+
+def run_onnx(session: ort.InferenceSession, parity: Parity) -> dict[str, NDArray[Any]]:
+    """Run a session on parity samples and name its outputs."""
+    feeds = {"image": parity.images, "alpha": parity.alpha, "prior_strength": parity.prior_strength}
+    return dict(zip(OUTPUTS, session.run(list(OUTPUTS), feeds), strict=True))
+
+
+def describe(checkpoint: Checkpoint, folder: Path, direction: str) -> ManifestDraft:
+    """Fill the manifest from the checkpoint and its evaluation."""
+    recipe, choice = checkpoint.recipe, checkpoint.alphas[direction]
+    evaluation = read_evaluation(folder)
+    return ManifestDraft(
+        name=recipe.name,
+        classes=[ClassInfo.of(*pair) for pair in zip(checkpoint.class_names, checkpoint.class_counts, strict=True)],
+        input=recipe.input,
+        tde=TdeSpec(
+            num_heads=recipe.head.num_heads,
+            tau=recipe.head.tau,
+            gamma=recipe.head.gamma,
+            direction=direction,
+            direction_cosine=direction_cosine(checkpoint),
+        ),
+        alpha=AlphaSpec(
+            default=choice.value,
+            chosen_by=choice.chosen_by,
+            minimum=recipe.alpha.minimum,
+            maximum=recipe.alpha.maximum,
+        ),
+        provenance={
+            "recipe": recipe.model_dump(mode="json"),
+            "data_fingerprint": checkpoint.data_fingerprint,
+            "epochs": checkpoint.epoch,
+            "training_seconds": round(checkpoint.seconds, 1),
+            "versions": {**checkpoint.versions, "onnx": onnx.__version__, "onnxruntime": ort.__version__},
+            "metrics": {
+                "test_images": evaluation["test_images"],
+                **evaluation["directions"][direction],
+            },
+        },
+    )
