@@ -1,0 +1,127 @@
+"""The command line: `python -m service serve BUNDLE`.
+
+Everything that can be refused is refused before the port opens, in one line, with exit status 2. SIGTERM first
+turns readiness off, then waits, then closes the door, answers what was accepted, and exits with 0.
+"""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from time import monotonic
+from types import FrameType
+from typing import Annotated, Literal, NoReturn
+
+import typer
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from service.app import create_app
+from service.bundle import BundleError, read_bundle
+from service.model import OnnxModel, ProviderUnavailable
+from service.routes.context import Service
+from service.settings import Settings
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@cli.callback()
+def about() -> None:
+    """Serve an image classifier whose lean to rare classes each request chooses."""
+
+
+@cli.command()
+def serve(  # noqa: PLR0917 - typer needs them so
+    bundle: Annotated[Path, typer.Argument(help="the folder that `export` wrote")],
+    host: Annotated[str | None, typer.Option(help="address to listen on [EVENKEEL_HOST, 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="port to listen on [EVENKEEL_PORT, 8000]")] = None,
+    provider: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="where the model runs [EVENKEEL_PROVIDER, auto]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="threads of ONNX Runtime [EVENKEEL_THREADS, the cores there really are]")
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None, typer.Option(help="[EVENKEEL_LOG_LEVEL, info]")
+    ] = None,
+) -> None:
+    """Serve a bundle over HTTP. Every other setting is an environment variable, EVENKEEL_*."""
+    given = {"host": host, "port": port, "provider": provider, "threads": threads, "log_level": log_level}
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        _log_to_stderr(settings.log_level)
+        model = OnnxModel(
+            read_bundle(bundle),
+            provider=settings.provider,
+            threads=settings.threads,
+            max_batch_size=settings.max_batch_size,
+        )
+    except ValidationError as error:
+        _refuse("; ".join(_setting_problem(problem["loc"], problem["msg"]) for problem in error.errors()))
+    except (BundleError, ProviderUnavailable) as error:
+        _refuse(str(error))
+    _run(create_app(settings, model), settings)
+
+
+class DrainingServer(uvicorn.Server):
+    """On SIGTERM stops being ready at once and stops accepting after a delay; on SIGINT stops accepting at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._closes_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the shutdown; a second signal shortens the wait, a further SIGINT ends it."""
+        self._service.readiness.refuse("The service is shutting down.")
+        if sig == signal.SIGTERM and self._closes_at is None:
+            self._closes_at = monotonic() + self._service.settings.drain_delay
+        elif self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        else:
+            self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Stop accepting once the delay is over."""
+        if self._closes_at is not None and monotonic() >= self._closes_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _run(app: FastAPI, settings: Settings) -> None:
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=settings.access_log,
+        log_config=None,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
+    )
+    DrainingServer(config, app.state.service).run()
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def _setting_problem(location: tuple[int | str, ...], message: str) -> str:
+    name = "_".join(str(part) for part in location)
+    prefix = f"EVENKEEL_{name.upper()}: " if name else ""
+    return prefix + message.removeprefix("Value error, ")
+
+
+def _refuse(reason: str) -> NoReturn:
+    typer.echo(f"evenkeel does not start: {reason}", err=True)
+    sys.exit(2)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="evenkeel-service")
+
+
+if __name__ == "__main__":
+    main()

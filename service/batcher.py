@@ -1,0 +1,287 @@
+"""DynamicBatcher: many callers, one function that works on batches.
+
+It admits, queues, batches, and hands each caller its own result or its own error. A batch starts as soon as the
+function is free, with whatever waits by then: an idle service adds no delay, a busy one fills its batches.
+It knows neither models nor pictures nor HTTP: items go in, results come out.
+
+Everything but the function itself runs on the event loop, so there are no locks. The promises:
+
+- admission is all or nothing for the items of one caller, and bounded: beyond `max_queue_size`, QueueFull;
+- each admitted item is answered once: by its result, its batch's error, its deadline, or the shutdown;
+- items of a caller that was cancelled are skipped if they still wait; their neighbours do not notice.
+"""
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueFull, ServiceError, ShuttingDown
+from service.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[Item, Result]):
+    item: Item
+    future: asyncio.Future[Result]
+    since: float
+
+
+class DynamicBatcher(Generic[Item, Result]):
+    """Batches items of concurrent callers for `run_batch`, which runs in one thread of its own.
+
+    Args:
+        run_batch: from a list of items to as many results, in the same order.
+        max_batch_size: most items in one call.
+        max_queue_size: most items that may wait.
+        max_queue_delay: seconds that the oldest item waits for a fuller batch while the function is idle.
+        metrics: where to count.
+    """
+
+    def __init__(
+        self,
+        run_batch: Callable[[list[Item]], Sequence[Result]],
+        *,
+        max_batch_size: int,
+        max_queue_size: int,
+        max_queue_delay: float = 0.0,
+        metrics: Metrics,
+    ) -> None:
+        self._run_batch = run_batch
+        self._max_batch_size = max_batch_size
+        self._max_queue_size = max_queue_size
+        self._max_queue_delay = max_queue_delay
+        self._metrics = metrics
+        self._queue: deque[_Entry[Item, Result]] = deque()
+        self._reserved = 0  # admitted, not yet queued
+        self._running: list[_Entry[Item, Result]] = []
+        self._wakeup: asyncio.Handle | None = None
+        self._closed = False
+        self._stopped = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._seconds_per_item = 0.0
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        metrics.queue_capacity.set(max_queue_size)
+        metrics.queue_depth.set_function(lambda: self.depth)
+        metrics.images_in_flight.set_function(lambda: self.depth + len(self._running))
+
+    @property
+    def depth(self) -> int:
+        """How many items are admitted and wait."""
+        return len(self._queue) + self._reserved
+
+    def admit(self, count: int) -> "Admission[Item, Result]":
+        """Reserve places for `count` items, or refuse; a context manager whose end gives unused places back.
+
+        Raises:
+            QueueFull: fewer places are free; says when to come again.
+            ShuttingDown: nothing is admitted any more.
+        """
+        if self._closed:
+            self._metrics.rejected_images.labels("shutting_down").inc(count)
+            raise ShuttingDown(
+                "The service is shutting down and takes no more requests.", remedy="Send it to another instance."
+            )
+        if self.depth + count > self._max_queue_size:
+            self._metrics.rejected_images.labels("queue_full").inc(count)
+            raise QueueFull(
+                f"{self.depth} images wait, and at most {self._max_queue_size} may; there is no room for {count} more.",
+                remedy="Try again after the seconds that Retry-After says.",
+                retry_after=self._seconds_until_drained(),
+            )
+        self._reserved += count
+        self._idle.clear()
+        return Admission(self, count)
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - shields nothing, only bounds the drain
+        """Admit nothing more, finish what is admitted, then stop; after `timeout` seconds the rest gets an error."""
+        self._closed = True
+        self._wake()
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            self._answer_all([*self._queue, *self._running], _stopped_first())
+            self._queue.clear()
+        self._stopped = True
+        self._executor.shutdown(wait=not self._running, cancel_futures=True)
+
+    def _enqueue(self, items: Sequence[Item]) -> list[_Entry[Item, Result]]:
+        if self._stopped:
+            raise _stopped_first()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        entries = [_Entry(item, loop.create_future(), now) for item in items]
+        self._queue.extend(entries)
+        self._wake()
+        return entries
+
+    def _wake(self) -> None:
+        """Have a batch started soon: once whoever else is ready in this turn of the loop has queued its items."""
+        if self._running or not self._queue:
+            return
+        loop = asyncio.get_running_loop()
+        wait = self._queue[0].since + self._max_queue_delay - loop.time()
+        due = wait <= 0 or self._closed or len(self._queue) >= self._max_batch_size
+        if self._wakeup is not None:
+            if not due:
+                return
+            self._wakeup.cancel()
+        self._wakeup = loop.call_soon(self._start) if due else loop.call_later(wait, self._start)
+
+    def _start(self) -> None:
+        self._wakeup = None
+        loop = asyncio.get_running_loop()
+        batch = self._take()
+        if not batch:
+            self._rest()
+            return
+        self._running = batch
+        started = loop.time()
+        for entry in batch:
+            self._metrics.queue_seconds.observe(started - entry.since)
+        self._metrics.batch_size.observe(len(batch))
+        run = loop.run_in_executor(self._executor, self._attempt, [entry.item for entry in batch])
+        run.add_done_callback(lambda done: self._finish(batch, done, started))
+
+    def _attempt(self, items: list[Item]) -> Sequence[Result] | ServiceError:
+        """Run the batch in the executor's thread; whatever goes wrong comes back as a value."""
+        try:
+            results = self._run_batch(items)
+            if len(results) != len(items):
+                raise RuntimeError(f"a batch of {len(items)} gave {len(results)} results")
+        except BaseException as cause:
+            logger.exception("a batch of %d failed", len(items))
+            error = InferenceFailed(
+                "The model failed on the batch that this image was in.",
+                remedy="Try again; if it happens again, the service's log says more.",
+            )
+            error.__cause__ = cause
+            return error
+        return results
+
+    def _take(self) -> list[_Entry[Item, Result]]:
+        batch: list[_Entry[Item, Result]] = []
+        while self._queue and len(batch) < self._max_batch_size:
+            entry = self._queue.popleft()
+            if not entry.future.done():
+                batch.append(entry)
+            elif entry.future.cancelled():
+                self._metrics.rejected_images.labels("client_left").inc()
+        return batch
+
+    def _finish(
+        self,
+        batch: list[_Entry[Item, Result]],
+        run: "asyncio.Future[Sequence[Result] | ServiceError]",
+        started: float,
+    ) -> None:
+        self._running = []
+        seconds = asyncio.get_running_loop().time() - started
+        self._seconds_per_item += 0.2 * (seconds / len(batch) - self._seconds_per_item)
+        self._metrics.inference_seconds.observe(seconds)
+        outcome = _stopped_first() if run.cancelled() else run.result()
+        if isinstance(outcome, ServiceError):
+            self._metrics.failed_batches.inc()
+            self._answer_all(batch, outcome)
+        else:
+            for entry, result in zip(batch, outcome, strict=True):
+                if not entry.future.done():
+                    entry.future.set_result(result)
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._queue:
+            self._wake()
+        elif not self._running and not self._reserved:
+            self._idle.set()
+
+    @staticmethod
+    def _answer_all(entries: Sequence[_Entry[Item, Result]], error: ServiceError) -> None:
+        for entry in entries:
+            if not entry.future.done():
+                entry.future.set_exception(error)
+                entry.future.exception()  # marks it as seen: a caller that was cancelled never looks
+
+    def _seconds_until_drained(self) -> int:
+        return max(1, math.ceil((self.depth + len(self._running)) * self._seconds_per_item))
+
+
+def _stopped_first() -> ShuttingDown:
+    return ShuttingDown("The service shut down before this image's turn.", remedy="Send it again.")
+
+
+class Admission(Generic[Item, Result]):
+    """Places in the queue that a caller holds, from before it prepares its items until they are answered."""
+
+    __slots__ = ("_batcher", "_entries", "_reserved")
+
+    def __init__(self, batcher: DynamicBatcher[Item, Result], count: int) -> None:
+        self._batcher = batcher
+        self._reserved = count
+        self._entries: list[_Entry[Item, Result]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    async def run(self, items: Sequence[Item], *, deadline: float) -> list[Result]:
+        """Queue the items in the places held and return their results in order.
+
+        Args:
+            items: as many as were admitted.
+            deadline: the moment on the loop's clock after which nobody waits.
+
+        Raises:
+            DeadlineExceeded: it passed first.
+            InferenceFailed: a batch that one of the items was in failed.
+            ShuttingDown: the service stopped first.
+        """
+        assert len(items) == self._reserved, "an admission is for a number of items"
+        batcher, loop = self._batcher, asyncio.get_running_loop()
+        self._entries = batcher._enqueue(items)
+        self._release()
+        timer = loop.call_at(deadline, self._expire)
+        try:
+            return [await entry.future for entry in self._entries]
+        finally:
+            timer.cancel()
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Give up whatever is not answered yet; what still waits will be skipped."""
+        for entry in self._entries:
+            entry.future.cancel()
+
+    def abandon(self) -> None:
+        """Give up since nobody waits any more: `run` raises ClientLeft."""
+        self._give_up(ClientLeft("The client closed the connection before the answer."))
+
+    def _expire(self) -> None:
+        self._give_up(
+            DeadlineExceeded("The answer did not come within the time allowed.", remedy="Try again when it is calmer.")
+        )
+
+    def _give_up(self, error: ServiceError) -> None:
+        open_entries = [entry for entry in self._entries if not entry.future.done()]
+        self._batcher._metrics.rejected_images.labels(error.code).inc(len(open_entries))
+        self._batcher._answer_all(open_entries, error)
+
+    def _release(self) -> None:
+        self._batcher._reserved -= self._reserved
+        self._reserved = 0
+        self._batcher._rest()

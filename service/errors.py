@@ -1,0 +1,174 @@
+"""Everything that can be wrong with a request, and the one table from error to HTTP status.
+
+Each error says what is wrong, in which field, with which value, and what to do about it. Whoever raises one
+knows nothing of HTTP; routes never pick a status.
+"""
+
+# ruff: noqa: N818 - the names are those of the field: QueueFull, InvalidImage
+
+from typing import ClassVar
+
+Value = str | int | float | bool | None
+
+_LONGEST_VALUE = 120
+
+
+class ServiceError(Exception):
+    """The base of all errors that a client gets to see.
+
+    Args:
+        message: what is wrong.
+        field: the parameter, header or part of the body that it is about.
+        value: what was received, shortened.
+        remedy: what the client can do.
+        retry_after: seconds after which trying again makes sense.
+    """
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        value: Value = None,
+        remedy: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.value = value[:_LONGEST_VALUE] if isinstance(value, str) else value
+        self.remedy = remedy
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Value]:
+        """Return the JSON that the client gets."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "field": self.field,
+            "value": self.value,
+            "remedy": self.remedy,
+        }
+
+
+class InternalError(ServiceError):
+    """The service's own fault."""
+
+
+class InferenceFailed(ServiceError):
+    """The model's run failed for the batch that this image was in."""
+
+    code = "inference_failed"
+
+
+class InvalidBody(ServiceError):
+    """The body is not what its content type says."""
+
+    code = "invalid_body"
+
+
+class InvalidImage(ServiceError):
+    """A picture is broken, or of a kind that is not served."""
+
+    code = "invalid_image"
+
+
+class InvalidParameter(ServiceError):
+    """A parameter is unknown, repeated, malformed or out of its range."""
+
+    code = "invalid_parameter"
+
+
+class BodyTooLarge(ServiceError):
+    """The body has too many bytes."""
+
+    code = "body_too_large"
+
+
+class BodyTooSlow(ServiceError):
+    """The body did not arrive in time."""
+
+    code = "body_too_slow"
+
+
+class ImageTooLarge(ServiceError):
+    """A picture has too many pixels."""
+
+    code = "image_too_large"
+
+
+class TooManyImages(ServiceError):
+    """One request holds more images than it may."""
+
+    code = "too_many_images"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The content type is none that is served."""
+
+    code = "unsupported_media_type"
+
+
+class NotFound(ServiceError):
+    """There is nothing at this path."""
+
+    code = "not_found"
+
+
+class MethodNotAllowed(ServiceError):
+    """The path is right and the method is not."""
+
+    code = "method_not_allowed"
+
+
+class QueueFull(ServiceError):
+    """As many images wait as may."""
+
+    code = "queue_full"
+
+
+class ShuttingDown(ServiceError):
+    """The service finishes what it has accepted and takes no more."""
+
+    code = "shutting_down"
+
+
+class NotReady(ServiceError):
+    """The service is alive and must not be sent requests."""
+
+    code = "not_ready"
+
+
+class DeadlineExceeded(ServiceError):
+    """The answer did not come in time; work not begun by then was dropped."""
+
+    code = "deadline_exceeded"
+
+
+class ClientLeft(ServiceError):
+    """Nobody waits for the answer any more. No client sees this; logs and metrics do."""
+
+    code = "client_left"
+
+
+STATUS: dict[type[ServiceError], int] = {
+    InvalidBody: 400,
+    InvalidImage: 400,
+    NotFound: 404,
+    MethodNotAllowed: 405,
+    BodyTooSlow: 408,
+    BodyTooLarge: 413,
+    ImageTooLarge: 413,
+    TooManyImages: 413,
+    UnsupportedMediaType: 415,
+    InvalidParameter: 422,
+    QueueFull: 429,
+    ClientLeft: 499,
+    InternalError: 500,
+    InferenceFailed: 500,
+    ShuttingDown: 503,
+    NotReady: 503,
+    DeadlineExceeded: 504,
+}

@@ -1,0 +1,142 @@
+"""From the bytes of a picture to the model's pixels, as the manifest says; what is refused is refused early.
+
+Only JPEG, PNG and WebP are ever parsed, whatever the declared type; size and pixels are read from the header
+before anything is decoded. The rules, the same as in training and export:
+
+- the EXIF orientation is applied; colour profiles are ignored; transparency is dropped, as Pillow's
+  `convert("RGB")` does; greyscale, palette and CMYK become RGB; of 16 bits the upper 8 count
+- an animation is refused; of a multi-picture JPEG (as telephones write) the first picture counts
+- then `image.resize(size, resample).crop(box)` with the manifest's geometry
+
+It knows neither HTTP nor the model: bytes in, uint8 [H, W, 3] out.
+"""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from service.bundle import InputSpec
+from service.errors import ImageTooLarge, InvalidImage
+
+Pixels = NDArray[np.uint8]
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_INLINE_PIXELS = 128 * 128
+"""Up to here decoding costs less than the way to another thread and back."""
+_ANIMATED_FORMATS = ("PNG", "WEBP")
+
+
+class ImageDecoder:
+    """Decodes, resizes and crops; small pictures at once, large ones in threads.
+
+    Args:
+        spec: the model's input.
+        max_pixels: most pixels of a picture, as its header states them and as it is resized.
+        threads: how many large pictures are decoded at a time.
+    """
+
+    def __init__(self, spec: InputSpec, *, max_pixels: int, threads: int) -> None:
+        self._spec = spec
+        self._max_pixels = max_pixels
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    async def decode(self, data: bytes, *, field: str) -> Pixels:
+        """Return the model's pixels, uint8 [H, W, 3].
+
+        Args:
+            data: the picture's file.
+            field: what to call it in an error.
+
+        Raises:
+            InvalidImage: it is broken, animated, or of another format.
+            ImageTooLarge: it has too many pixels.
+        """
+        image = self._open(data, field)
+        if image.width * image.height <= _INLINE_PIXELS:
+            return self._pixels(image, field)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._pixels, image, field)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _open(self, data: bytes, field: str) -> Image.Image:
+        """Read the header and refuse by it."""
+        if not data:
+            raise InvalidImage("The picture is empty.", field=field, remedy="Send the bytes of a picture.")
+        try:
+            image = Image.open(BytesIO(data), formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise self._too_large(str(error), field) from error
+        except Exception as error:  # whatever a parser of foreign bytes comes up with
+            raise _broken(error, field) from error
+        self._refuse_by_header(image, field)
+        return image
+
+    def _refuse_by_header(self, image: Image.Image, field: str) -> None:
+        width, height = image.size
+        if width * height > self._max_pixels:
+            raise self._too_large(f"{width}x{height}", field)
+        if image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False):
+            raise InvalidImage("The picture is an animation.", field=field, remedy="Send one still picture.")
+        (resized_width, resized_height), _ = self._spec.geometry(width, height)
+        if resized_width * resized_height > self._max_pixels:
+            raise ImageTooLarge(
+                f"The picture is so narrow that it has {resized_width}x{resized_height} pixels once its shorter "
+                "side fits the model.",
+                field=field,
+                value=f"{width}x{height}",
+                remedy="Crop it to more usual proportions.",
+            )
+
+    def _pixels(self, image: Image.Image, field: str) -> Pixels:
+        try:
+            image.load()
+            picture = _to_rgb(_upright(image))
+        except Exception as error:  # as above
+            raise _broken(error, field) from error
+        size, box = self._spec.geometry(*picture.size)
+        if picture.size != size:
+            picture = picture.resize(size, _RESAMPLING[self._spec.interpolation])
+        if box != (0, 0, *size):
+            picture = picture.crop(box)
+        return np.asarray(picture)
+
+    def _too_large(self, size: str, field: str) -> ImageTooLarge:
+        return ImageTooLarge(
+            f"The picture has more than {self._max_pixels} pixels.",
+            field=field,
+            value=size,
+            remedy="Send a smaller picture; the model looks at "
+            f"{self._spec.width}x{self._spec.height} pixels in the end.",
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if "exif" in image.info else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit greyscale, in whichever integer mode
+        upper = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(upper).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _broken(error: Exception, field: str) -> InvalidImage:
+    return InvalidImage(
+        "The picture cannot be read.",
+        field=field,
+        value=f"{type(error).__name__}: {error}".replace("<_io.BytesIO object at ", "<bytes at "),
+        remedy="Send a whole, undamaged JPEG, PNG or WebP file.",
+    )

@@ -1,0 +1,90 @@
+"""Every Prometheus instrument of the service, in one object with a registry of its own.
+
+Two apps in one process count apart. No label is unbounded: routes are the app's own, status codes and error
+codes come from tables, shot groups are three. It knows nothing of how anything is measured.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_ALPHAS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4)
+_COSINES = tuple(tenth / 10 for tenth in range(-10, 11))
+
+STAGES = ("decode", "queue", "inference", "total")
+
+
+class Metrics:
+    """The instruments, by the name of what they measure."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=registry)
+        self.requests = Counter("evenkeel_requests_total", "Requests answered.", ["route", "status"], registry=registry)
+        self.errors = Counter(
+            "evenkeel_errors_total", "Requests answered with an error, by its code.", ["code"], registry=registry
+        )
+        self.stage_seconds = Histogram(
+            "evenkeel_stage_seconds",
+            "Seconds of a request by stage: decode and total per request, queue per image, inference per batch.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.decode_seconds, self.queue_seconds, self.inference_seconds, self.total_seconds = (
+            self.stage_seconds.labels(stage) for stage in STAGES
+        )
+        self.batch_size = Histogram(
+            "evenkeel_batch_size", "Images in one run of the model.", buckets=_COUNTS, registry=registry
+        )
+        self.failed_batches = Counter(
+            "evenkeel_failed_batches_total", "Runs of the model that failed.", registry=registry
+        )
+        self.queue_depth = Gauge("evenkeel_queue_depth", "Images admitted that wait to be run.", registry=registry)
+        self.queue_capacity = Gauge("evenkeel_queue_capacity", "Images that may wait at most.", registry=registry)
+        self.images_in_flight = Gauge(
+            "evenkeel_images_in_flight", "Images admitted and not yet answered.", registry=registry
+        )
+        self.rejected_images = Counter(
+            "evenkeel_rejected_images_total",
+            "Images not predicted, by reason: queue_full, shutting_down, deadline_exceeded, client_left.",
+            ["reason"],
+            registry=registry,
+        )
+        self.alpha = Histogram("evenkeel_alpha", "Alpha of predictions.", buckets=_ALPHAS, registry=registry)
+        self.predictions = Counter(
+            "evenkeel_predictions_total", "Predictions by the winner's shot group.", ["shot_group"], registry=registry
+        )
+        self.flips = Counter(
+            "evenkeel_flips_total",
+            "Predictions whose winner differs from the winner at alpha 0, by the shot groups of both.",
+            ["from_group", "to_group"],
+            registry=registry,
+        )
+        self.confounder_cosine = Histogram(
+            "evenkeel_confounder_cosine",
+            "Cosine between a picture's features and the momentum direction, mean over the slices.",
+            buckets=_COSINES,
+            registry=registry,
+        )
+        self.confounder_cosine_mean = Gauge(
+            "evenkeel_confounder_cosine_mean",
+            "Exponential moving average of the confounder cosine over about 1,000 predictions.",
+            registry=registry,
+        )
+        self.ready = Gauge("evenkeel_ready", "1 while requests are welcome, else 0.", registry=registry)
+        self.model = Info("evenkeel_model", "The model that is served, and what runs it.", registry=registry)
+        self._mean_cosine: float | None = None
+
+    def observe_prediction(
+        self, *, alpha: float, winner_group: str, plain_group: str, flipped: bool, confounder_cosine: float
+    ) -> None:
+        """Count one prediction."""
+        self.alpha.observe(alpha)
+        self.predictions.labels(winner_group).inc()
+        if flipped:
+            self.flips.labels(plain_group, winner_group).inc()
+        self.confounder_cosine.observe(confounder_cosine)
+        mean = confounder_cosine if self._mean_cosine is None else self._mean_cosine
+        self._mean_cosine = mean + 0.001 * (confounder_cosine - mean)
+        self.confounder_cosine_mean.set(self._mean_cosine)

@@ -1,0 +1,67 @@
+"""What every route may reach: the parts that `create_app` put together. It knows no route."""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, cast
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.batcher import DynamicBatcher
+from service.images import ImageDecoder, Pixels
+from service.metrics import Metrics
+from service.model import Model
+from service.routes.answers import AnswerWriter
+from service.routes.forms import Rules
+from service.scoring import Knobs, Score
+from service.settings import Settings
+
+
+class Readiness:
+    """Whether requests are welcome, and if not, why."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.reason: str | None = "The service is starting."
+        metrics.ready.set(0)
+
+    def welcome(self) -> None:
+        """Requests are welcome from now on."""
+        self.reason = None
+        self._metrics.ready.set(1)
+
+    def refuse(self, reason: str) -> None:
+        """Requests are not welcome from now on; those that come are still answered."""
+        self.reason = reason
+        self._metrics.ready.set(0)
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of one app."""
+
+    settings: Settings
+    model: Model
+    metrics: Metrics
+    batcher: DynamicBatcher[tuple[Pixels, Knobs], Score]
+    decoder: ImageDecoder
+    readiness: Readiness
+    rules: Rules
+    answers: AnswerWriter
+
+
+def service_of(request: Request) -> Service:
+    """Return the parts of the app that the request came to."""
+    return cast(Service, request.app.state.service)
+
+
+class PlainRoute(APIRoute):
+    """A route whose endpoint takes the request and returns the response.
+
+    FastAPI documents it as any other, and does not look for dependencies, validate or serialise on the way.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the endpoint itself."""
+        return cast(Callable[[Request], Coroutine[Any, Any, Response]], self.endpoint)

@@ -1,0 +1,77 @@
+"""Every failure becomes JSON in one form, with the status that the one table says."""
+
+import logging
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.errors import STATUS, InternalError, InvalidBody, MethodNotAllowed, NotFound, ServiceError
+from service.routes.context import service_of
+from service.schemas import ErrorResponse
+
+logger = logging.getLogger(__name__)
+
+
+def install(app: FastAPI) -> None:
+    """Have the app answer all its errors in this form."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what OpenAPI says of these statuses, from the table."""
+    return {
+        status: {
+            "model": ErrorResponse,
+            "description": " ".join(kind.__doc__ or "" for kind, its in STATUS.items() if its == status),
+        }
+        for status in statuses
+    }
+
+
+def failure(error: ServiceError, request: Request) -> Response:
+    """Return the answer to an error."""
+    service_of(request).metrics.errors.labels(error.code).inc()
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return Response(orjson.dumps(error.body()), STATUS[type(error)], headers, media_type="application/json")
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return failure(error, request)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Answer what the framework refuses by itself."""
+    assert isinstance(error, HTTPException)
+    response = failure(_translated(request, error), request)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _translated(request: Request, error: HTTPException) -> ServiceError:
+    path = request.url.path
+    if error.status_code == 404:
+        return NotFound("There is nothing here.", field="path", value=path, remedy="GET /openapi.json lists what is.")
+    if error.status_code == 405:
+        return MethodNotAllowed(
+            f"This path does not take {request.method}.",
+            field="method",
+            value=request.method,
+            remedy="See the Allow header.",
+        )
+    if error.status_code < 500:
+        return InvalidBody(f"{error.detail}.", remedy="See GET /openapi.json.")
+    return InternalError(f"{error.detail}.")
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return failure(
+        InternalError("Something went wrong in the service.", remedy="Try again; the service's log says more."), request
+    )

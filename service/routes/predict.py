@@ -1,0 +1,101 @@
+"""`POST /predict`: pictures in, classes out, each at its own alpha.
+
+The order is the point: options are checked before the body is read, places in the queue are taken before anything
+is decoded, and whoever has left costs no run of the model.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import perf_counter
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.batcher import Admission
+from service.images import Pixels
+from service.routes.answers import Answer
+from service.routes.context import PlainRoute, Service, service_of
+from service.routes.failures import documented
+from service.routes.forms import ImageQuery, PredictQuery, read_query
+from service.routes.predict_docs import DESCRIPTION, OPENAPI
+from service.schemas import PredictResponse
+from service.scoring import Knobs, Score
+
+router = APIRouter(route_class=PlainRoute)
+
+_PATIENCE = 0.05
+"""Seconds until it is worth asking whether the client is still there."""
+
+
+@router.post(
+    "/predict",
+    summary="Classify pictures, each at its own alpha",
+    description=DESCRIPTION,
+    response_model=PredictResponse,
+    responses=documented(400, 408, 413, 415, 422, 429, 500, 503, 504),
+    openapi_extra=OPENAPI,
+)
+async def predict(request: Request) -> Response:
+    """Answer a prediction request in any of its forms."""
+    service = service_of(request)
+    begin = perf_counter()
+    deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
+    query = await read_query(request, service.rules)
+    with service.batcher.admit(len(query.images)) as admission:
+        pixels = await _decode(query.images, service)
+        items = [(picture, image.knobs) for picture, image in zip(pixels, query.images, strict=True)]
+        async with _leaving_with(request, admission):
+            scores = await admission.run(items, deadline=deadline)
+    body = orjson.dumps(_answer(query, scores, service))
+    service.metrics.total_seconds.observe(perf_counter() - begin)
+    return Response(body, media_type="application/json")
+
+
+async def _decode(images: list[ImageQuery], service: Service) -> list[Pixels]:
+    begin = perf_counter()
+    decode = service.decoder.decode
+    if len(images) == 1:
+        pixels = [await decode(images[0].data, field=images[0].field)]
+    else:
+        pixels = await asyncio.gather(*(decode(image.data, field=image.field) for image in images))
+    service.metrics.decode_seconds.observe(perf_counter() - begin)
+    return pixels
+
+
+@asynccontextmanager
+async def _leaving_with(request: Request, admission: Admission[tuple[Pixels, Knobs], Score]) -> AsyncIterator[None]:
+    """Abandon the admission if the client leaves; the question is asked only of requests that take a while."""
+    watch: list[asyncio.Task[None]] = []
+
+    async def abandon() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        admission.abandon()
+
+    timer = asyncio.get_running_loop().call_later(_PATIENCE, lambda: watch.append(asyncio.create_task(abandon())))
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for task in watch:
+            task.cancel()
+
+
+def _answer(query: PredictQuery, scores: list[Score], service: Service) -> Answer:
+    writer = service.answers
+    answers = []
+    for image, score in zip(query.images, scores, strict=True):
+        answer = writer.image(image, score, top_k=query.top_k, breakpoints=query.breakpoints)
+        winner, plain = answer["predictions"][0], answer["plain"]
+        service.metrics.observe_prediction(
+            alpha=image.knobs.alpha,
+            winner_group=winner["shot_group"],
+            plain_group=plain["shot_group"],
+            flipped=winner["index"] != plain["index"],
+            confounder_cosine=score.confounder_cosine,
+        )
+        answers.append(answer)
+    return {"model": writer.model, "images": answers}

@@ -1,0 +1,82 @@
+"""What OpenAPI says of `POST /predict`: its three forms, its parameters, and an example of each. No behaviour."""
+
+from typing import Any
+
+from service.routes.forms import DEFAULT_TOP_K, RAW_TYPES
+from service.schemas import PredictRequest
+
+DESCRIPTION = """\
+Send a picture as the raw body, several as `multipart/form-data`, or base64 in JSON.
+
+`alpha` chooses how far the answer leans away from the classes that were frequent in training: 0 is the plain
+model, more favours rare classes; each picture may have its own. `prior_strength` subtracts as many times the
+logarithm of each class's share of the training samples: 0 is none. Whatever is left out is the model's default
+(`GET /model`), and the answer says so.
+"""
+
+_NUMBER = {"type": "number"}
+
+
+def _parameter(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
+
+
+_PARAMETERS = [
+    _parameter("alpha", _NUMBER, "head-to-tail trade-off, within the model's range; default: the model's"),
+    _parameter("prior_strength", _NUMBER | {"minimum": 0, "default": 0}, "strength of the prior correction"),
+    _parameter("top_k", {"type": "integer", "minimum": 1, "default": DEFAULT_TOP_K}, "how many classes to name"),
+    _parameter("breakpoints", {"type": "boolean", "default": False}, "list every alpha at which the winner changes"),
+]
+
+_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+
+_FORM = {
+    "schema": {
+        "type": "object",
+        "required": ["image"],
+        "properties": {
+            "image": {
+                "type": "array",
+                "items": {"type": "string", "format": "binary"},
+                "description": "one or more file parts",
+            },
+            "alpha": {"type": "array", "items": _NUMBER, "description": "none, one for all, or one for each image"},
+            "prior_strength": {"type": "array", "items": _NUMBER, "description": "likewise"},
+            "top_k": {"type": "integer"},
+            "breakpoints": {"type": "boolean"},
+        },
+    },
+    "encoding": {"image": {"contentType": ", ".join(RAW_TYPES)}},
+    "examples": {
+        "two pictures": {
+            "summary": "curl -F image=@a.png -F image=@b.jpg -F alpha=0 -F alpha=1.5 URL/predict",
+            "value": {"image": ["(the bytes of a.png)", "(the bytes of b.jpg)"], "alpha": [0, 1.5]},
+        }
+    },
+}
+
+_SMALLEST_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+
+_JSON = {
+    "schema": PredictRequest.model_json_schema(ref_template="#/components/schemas/PredictRequest/$defs/{model}"),
+    "examples": {
+        "one picture at two alphas": {
+            "value": {
+                "images": [{"data": _SMALLEST_PNG, "alpha": 0}, {"data": _SMALLEST_PNG, "alpha": 1.5}],
+                "top_k": 3,
+            }
+        }
+    },
+}
+
+OPENAPI: dict[str, Any] = {
+    "parameters": _PARAMETERS,
+    "requestBody": {
+        "required": True,
+        "content": {
+            **dict.fromkeys(RAW_TYPES, _PICTURE),
+            "multipart/form-data": _FORM,
+            "application/json": _JSON,
+        },
+    },
+}

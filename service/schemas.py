@@ -1,0 +1,120 @@
+"""The bodies of HTTP requests and answers, as pydantic models.
+
+The JSON request is validated with them; answers are built directly and only documented by them (the tests hold
+every answer against its model).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.bundle import AlphaSpec, ClassInfo, InputSpec, ShotGroup, TdeSpec
+
+Number = Annotated[float, Field(strict=True)]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ImageInput(_Closed):
+    """A picture in a JSON request, with its own knobs where they differ from the request's."""
+
+    data: str = Field(strict=True, description="the picture's file in base64 (RFC 4648, with padding)")
+    alpha: Number | None = Field(None, description="this picture's alpha; else the request's, else the model's")
+    prior_strength: Number | None = Field(None, description="this picture's prior_strength; else the request's, else 0")
+
+
+class PredictRequest(_Closed):
+    """A JSON request. Options may stand here or in the query string, each in one place."""
+
+    images: list[ImageInput] = Field(min_length=1)
+    alpha: Number | None = None
+    prior_strength: Number | None = None
+    top_k: Annotated[int, Field(strict=True)] | None = None
+    breakpoints: Annotated[bool, Field(strict=True)] | None = None
+
+
+class ClassReference(_Closed):
+    """A class: its name, its index in the model's outputs, its shot group."""
+
+    label: str
+    index: int
+    shot_group: ShotGroup
+
+
+class Prediction(ClassReference):
+    """A class with its probability and logit at the alpha and prior_strength used."""
+
+    probability: float
+    logit: float
+
+
+class Breakpoint(_Closed):
+    """An alpha at which the winner changes, as alpha rises."""
+
+    alpha: float
+    from_: ClassReference = Field(alias="from")
+    to: ClassReference
+
+
+class ImageAnswer(_Closed):
+    """What is said of one picture."""
+
+    predictions: list[Prediction] = Field(description="the top_k classes, the most likely first")
+    alpha: float = Field(description="the alpha used")
+    alpha_source: Literal["request", "model"] = Field(description="who chose it")
+    prior_strength: float = Field(description="the prior_strength used")
+    plain: ClassReference = Field(description="the winner at alpha 0 and the same prior_strength")
+    stable_interval: tuple[float, float] = Field(
+        description="the stretch of alpha around the one used, within the model's range, with the same winner"
+    )
+    confounder_cosine: float = Field(
+        description="cosine between the picture's features and the momentum direction, mean over the slices"
+    )
+    breakpoints: list[Breakpoint] | None = Field(
+        None, description="on request: every alpha of the model's range at which the winner changes, ascending"
+    )
+
+
+class ModelReference(_Closed):
+    """Which model answered."""
+
+    name: str
+    version: str
+
+
+class PredictResponse(_Closed):
+    """The answer to a prediction request in any form: one entry per picture, in the request's order."""
+
+    model: ModelReference
+    images: list[ImageAnswer]
+
+
+class ModelResponse(ModelReference):
+    """What is public of the model that is served."""
+
+    task: str
+    classes: list[ClassInfo]
+    input: InputSpec
+    tde: TdeSpec
+    alpha: AlphaSpec
+    max_prior_strength: float
+    provider: str
+    precision: str
+
+
+class StatusResponse(_Closed):
+    """The answer to a health question."""
+
+    status: Literal["alive", "ready"]
+
+
+class ErrorResponse(_Closed):
+    """What is wrong, where, with which value, and what to do about it."""
+
+    code: str
+    message: str
+    field: str | None
+    value: str | int | float | bool | None
+    remedy: str | None

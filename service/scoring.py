@@ -1,0 +1,89 @@
+"""From the branch logits of a batch to what is said of each picture: both knobs are applied here.
+
+Logits are linear in alpha and prior_strength, so one run of the model serves any mix of knobs: they are applied to
+its branches afterwards, in float64, and the answer, the plain winner and the breakpoints come from the same numbers.
+Vectorised over the batch. It knows neither the model nor HTTP.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.tradeoff import Envelope, Floats, upper_envelopes
+
+
+class Knobs(NamedTuple):
+    """What a request chooses for a picture."""
+
+    alpha: float
+    prior_strength: float = 0.0
+
+
+class Branches(NamedTuple):
+    """What the model says of N pictures: two logits per class, one cosine per slice.
+
+    Attributes:
+        factual_logits, counterfactual_logits: [N, C].
+        confounder_cosine: [N, K].
+    """
+
+    factual_logits: NDArray[np.float32]
+    counterfactual_logits: NDArray[np.float32]
+    confounder_cosine: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """What is said of one picture.
+
+    Attributes:
+        ranking: class indices from the most to the least likely, [C]; of equal logits the lower index first.
+        logits, probabilities: by class index, [C].
+        plain_winner: the winner at alpha 0 and the same prior_strength.
+        envelope: the winners over the model's whole range of alpha, at the same prior_strength.
+        confounder_cosine: the mean over the slices.
+    """
+
+    ranking: NDArray[np.int64]
+    logits: Floats
+    probabilities: Floats
+    plain_winner: int
+    envelope: Envelope
+    confounder_cosine: float
+
+
+def score(
+    branches: Branches, knobs: Sequence[Knobs], *, log_class_share: Floats, low: float, high: float
+) -> list[Score]:
+    """Apply each picture's knobs: `factual - alpha * counterfactual - prior_strength * log_class_share`.
+
+    Args:
+        branches: the model's outputs for N pictures.
+        knobs: alpha and prior_strength of each, N.
+        log_class_share: logarithm of each class's share of the training samples, [C].
+        low, high: the range of alpha of the envelopes.
+
+    Raises:
+        ValueError: the model gave a NaN or an infinity.
+    """
+    alpha, prior_strength = np.array(knobs, dtype=np.float64).T[:, :, None]
+    plain = branches.factual_logits - prior_strength * log_class_share
+    counterfactual = branches.counterfactual_logits.astype(np.float64)
+    logits = plain - alpha * counterfactual
+    envelopes = upper_envelopes(plain, counterfactual, low=low, high=high)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return [
+        Score(*row)
+        for row in zip(
+            (-logits).argsort(axis=1, kind="stable"),
+            logits,
+            weights / weights.sum(axis=1, keepdims=True),
+            plain.argmax(axis=1).tolist(),
+            envelopes,
+            branches.confounder_cosine.mean(axis=1).tolist(),
+            strict=True,
+        )
+    ]

@@ -1,0 +1,61 @@
+"""What an operator may set: `EVENKEEL_*` in the environment. It knows no defaults of any model."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every setting of the service; the environment variable is the name in capitals after `EVENKEEL_`."""
+
+    model_config = SettingsConfigDict(env_prefix="EVENKEEL_", frozen=True, env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    access_log: bool = Field(False, description="log a line for each request")
+
+    provider: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the model runs; cuda refuses to start without it, auto takes it where there is one"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="threads of ONNX Runtime; unset: the cores this process may really use"
+    )
+    decode_threads: int | None = Field(
+        None, ge=1, le=1024, description="threads that decode large pictures; unset: the cores this process may use"
+    )
+
+    max_batch_size: int = Field(32, ge=1, le=4096, description="most images in one run of the model")
+    max_queue_size: int = Field(256, ge=1, le=1_000_000, description="most images that may wait; beyond: 429")
+    max_queue_delay: float = Field(
+        0.0, ge=0, le=10, allow_inf_nan=False, description="seconds to wait for a fuller batch; 0: never wait"
+    )
+    request_timeout: float = Field(
+        10.0, gt=0, le=3600, allow_inf_nan=False, description="seconds until an unanswered request gets 504"
+    )
+
+    max_body_bytes: int = Field(20 * 2**20, ge=1, description="most bytes of a request's body; beyond: 413")
+    max_image_pixels: int = Field(
+        40_000_000, ge=1, description="most pixels of a picture, told from its header before it is decoded"
+    )
+    max_images_per_request: int = Field(32, ge=1, description="most images in one request")
+    max_prior_strength: float = Field(
+        4.0, ge=0, le=100, allow_inf_nan=False, description="largest prior_strength that a request may ask for"
+    )
+
+    drain_delay: float = Field(
+        1.0, ge=0, le=600, allow_inf_nan=False, description="seconds from SIGTERM, while not ready, to closing the door"
+    )
+    shutdown_timeout: float = Field(
+        30.0, gt=0, le=3600, allow_inf_nan=False, description="seconds that accepted requests then have to finish"
+    )
+
+    @model_validator(mode="after")
+    def _a_request_fits_the_queue(self) -> Self:
+        if self.max_images_per_request > self.max_queue_size:
+            raise ValueError(
+                f"max_images_per_request ({self.max_images_per_request}) must not exceed max_queue_size "
+                f"({self.max_queue_size}), or such a request could never be admitted; lower one or raise the other"
+            )
+        return self
