@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/digits_lt
 BUNDLE := bundles/digits_lt
+SAMPLES := runs/digits_lt_samples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -18,10 +19,12 @@ help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
 
 demo: $(VENV)/.installed-demo ## Train on handwritten digits, export, and serve on 127.0.0.1:8000 (PORT=...)
-	$(BIN)/python -m trainer train digits_lt --output $(RUN)
+	$(BIN)/python -m trainer train digits_lt --output $(RUN) --resume
 	$(BIN)/python -m trainer export $(RUN) --output $(BUNDLE)
-	$(BIN)/python -m deploy.demo $(BUNDLE) --port $(PORT)
-	$(BIN)/python -m service serve $(BUNDLE) --host 127.0.0.1 --port $(PORT)
+	@rm -rf $(SAMPLES)
+	$(BIN)/python -m trainer samples $(RUN) --output $(SAMPLES) --count 4
+	@sh deploy/what_to_try.sh $(SAMPLES) http://127.0.0.1:$(PORT)
+	EVENKEEL_HOST=127.0.0.1 EVENKEEL_PORT=$(PORT) $(BIN)/python -m service serve $(BUNDLE)
 
 setup: $(VENV)/.installed-test ## Install everything that development needs into .venv
 
@@ -43,7 +46,7 @@ lock: ## Resolve requirements.lock anew (needs uv)
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock
 
 clean: ## Remove the environment, caches, runs and bundles of the demo
-	rm -rf $(VENV) $(RUN) $(BUNDLE) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(RUN) $(BUNDLE) $(SAMPLES) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make a second call quick; a changed pyproject or lock installs again.

@@ -18,18 +18,23 @@ COPY deploy/requirements_of.py deploy/
 # Unquoted on purpose: one word an extra.
 RUN python deploy/requirements_of.py ${EXTRAS} > requirements.txt \
     && /opt/evenkeel/bin/python -m pip install --constraint requirements.lock --requirement requirements.txt
+# The code apart from them, with the metadata that says its version.
+COPY README.md LICENSE ./
+COPY service service
+RUN python -m pip install --no-deps --target /app . && rm -rf /app/bin
 
 FROM ${PYTHON_IMAGE}
 ENV PATH=/opt/evenkeel/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    EVENKEEL_HOST=0.0.0.0 \
+    EVENKEEL_PORT=8000 \
     # What NVIDIA's container runtime hands in; without that runtime the two mean nothing.
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=build /opt/evenkeel /opt/evenkeel
-COPY service /app/service
-COPY LICENSE /app/
+COPY --from=build /app /app
 WORKDIR /app
 # A number, because Kubernetes' runAsNonRoot cannot resolve a name. Nothing in the image belongs to it: a process that is
 # taken over cannot change the code.
@@ -37,6 +42,6 @@ USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['EVENKEEL_PORT'] + '/readyz', timeout=2)"]
 ENTRYPOINT ["python", "-m", "service"]
-CMD ["serve", "/bundle", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["serve", "/bundle"]

@@ -14,6 +14,12 @@ COPY pyproject.toml requirements.lock ./
 COPY deploy/requirements_of.py deploy/
 RUN python deploy/requirements_of.py trainer > requirements.txt \
     && /opt/evenkeel/bin/python -m pip install --constraint requirements.lock --requirement requirements.txt
+# The code apart from them, with the metadata that says its version.
+COPY README.md LICENSE ./
+# The bundle contract and the trade-off live in `service`; the rules of imports keep the trainer from the rest of it.
+COPY service service
+COPY trainer trainer
+RUN python -m pip install --no-deps --target /app . && rm -rf /app/bin
 
 FROM ${PYTHON_IMAGE}
 ENV PATH=/opt/evenkeel/bin:$PATH \
@@ -26,10 +32,7 @@ ENV PATH=/opt/evenkeel/bin:$PATH \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=build /opt/evenkeel /opt/evenkeel
-# The bundle contract and the trade-off live in `service`; the rules of imports keep the trainer from the rest of it.
-COPY service /app/service
-COPY trainer /app/trainer
-COPY LICENSE /app/
+COPY --from=build /app /app
 # Relative paths on the command line (--output runs/...) land in what is mounted here.
 WORKDIR /data
 USER 10001:10001

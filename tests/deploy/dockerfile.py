@@ -1,5 +1,6 @@
 """Just enough of the Dockerfile syntax to ask what an image would hold and how it would run."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,3 +31,10 @@ def final_stage(dockerfile: Path) -> list[Instruction]:
 def values(stage: list[Instruction], keyword: str) -> list[str]:
     """Return what follows each `keyword`."""
     return [instruction.value for instruction in stage if instruction.keyword == keyword]
+
+
+def health_check(stage: list[Instruction]) -> list[str]:
+    """Return the command of the stage's health check."""
+    (value,) = values(stage, "HEALTHCHECK")
+    command: list[str] = json.loads(value.split("CMD ", 1)[1])
+    return command

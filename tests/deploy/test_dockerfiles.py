@@ -1,16 +1,21 @@
 """The images, by their Dockerfiles: no root, no torch where it does not belong, sources that the build can see."""
 
 import json
+import os
 import runpy
 import shlex
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.deploy.dockerfile import final_stage, instructions, values
+from tests.deploy.dockerfile import final_stage, health_check, instructions, values
 
 DOCKERFILES = ("deploy/service.Dockerfile", "deploy/trainer.Dockerfile")
 TRAINING_ONLY = {"torch", "torchvision", "timm", "onnx", "datasets"}
@@ -69,8 +74,10 @@ def test_the_process_gets_signals_itself(root: Path, dockerfile: str) -> None:
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
 def test_everything_installed_is_held_by_the_lock(root: Path, dockerfile: str) -> None:
-    (line,) = [value for value in values(instructions(root / dockerfile), "RUN") if "pip install" in value]
-    assert "--constraint requirements.lock" in line
+    installs = [value for value in values(instructions(root / dockerfile), "RUN") if "pip install" in value]
+    assert installs
+    for line in installs:
+        assert "--constraint requirements.lock" in line or "--no-deps" in line
 
 
 def test_the_extras_of_the_images_exist(root: Path, project: dict[str, Any]) -> None:
@@ -82,7 +89,7 @@ def test_the_extras_of_the_images_exist(root: Path, project: dict[str, Any]) -> 
 @pytest.mark.parametrize("extras", [["service"], ["service", "gpu"]])
 def test_the_image_of_the_service_holds_nothing_of_training(root: Path, extras: list[str]) -> None:
     assert requirements(root, extras) & TRAINING_ONLY == set()
-    assert [v for v in values(final_stage(root / "deploy/service.Dockerfile"), "COPY") if "trainer" in v] == []
+    assert [v for v in values(instructions(root / "deploy/service.Dockerfile"), "COPY") if "trainer" in v] == []
 
 
 def test_an_extra_that_does_not_exist_is_refused_by_name(root: Path) -> None:
@@ -91,8 +98,24 @@ def test_an_extra_that_does_not_exist_is_refused_by_name(root: Path) -> None:
 
 
 def test_the_health_check_needs_nothing_but_the_standard_library(root: Path) -> None:
-    (value,) = values(final_stage(root / "deploy/service.Dockerfile"), "HEALTHCHECK")
-    command = json.loads(value.split("CMD ", 1)[1])
-    assert command[:2] == ["python", "-c"]
-    assert command[2].startswith("import urllib.request; ")
-    assert "/readyz" in command[2]
+    stage = final_stage(root / "deploy/service.Dockerfile")
+    assert health_check(stage)[:2] == ["python", "-c"]
+    assert health_check(stage)[2].startswith("import os, urllib.request as r; ")
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_the_health_check_believes_what_readyz_says(root: Path, status: int, healthy: bool) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/readyz" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.handle_request).start()
+        environment = {**os.environ, "EVENKEEL_PORT": str(server.server_port)}
+        command = [sys.executable, *health_check(final_stage(root / "deploy/service.Dockerfile"))[1:]]
+        result = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False)
+    assert (result.returncode == 0) is healthy

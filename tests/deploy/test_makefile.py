@@ -57,8 +57,17 @@ def test_a_lock_without_uv_says_how_to_get_it(clone: Path) -> None:
 
 def test_the_demo_serves_on_the_port_that_is_asked_for(clone: Path) -> None:
     planned = make(clone, "--dry-run", "demo", "PORT=9123").stdout
-    assert "-m service serve bundles/digits_lt --host 127.0.0.1 --port 9123" in planned
+    assert "EVENKEEL_HOST=127.0.0.1 EVENKEEL_PORT=9123 .venv/bin/python -m service serve bundles/digits_lt" in planned
+    assert "what_to_try.sh runs/digits_lt_samples http://127.0.0.1:9123" in planned
     assert "trainer,service]" in planned
+
+
+def test_the_demo_says_what_to_try_with_the_pictures_it_wrote(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "digit-3-62.png").touch()
+    script = ["sh", str(root / "deploy/what_to_try.sh"), str(tmp_path), "http://127.0.0.1:9123"]
+    said = subprocess.run(script, capture_output=True, text=True, timeout=10, check=True).stdout
+    assert f"--data-binary @{tmp_path}/digit-3-62.png" in said
+    assert "'http://127.0.0.1:9123/predict?alpha=1.5'" in said
 
 
 def test_everything_is_installed_from_the_lock(clone: Path) -> None:

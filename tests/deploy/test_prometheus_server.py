@@ -1,0 +1,140 @@
+"""A real Prometheus scrapes the running service: targets, rules, the dashboard's queries, and alerts that fire."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from PIL import Image
+
+from deploy.grafana.dashboard import dashboard
+from tests.deploy.prometheus import Prometheus, binary, free_port, running, running_prometheus, wait_until
+from tests.deploy.small_bundle import picture, small_bundle
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service process and where it answers."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def predict(self, body: bytes, **parameters: str) -> httpx.Response:
+        headers = {"Content-Type": "image/png"}
+        return httpx.post(f"{self.url}/predict", params=parameters, content=body, headers=headers, timeout=30)
+
+
+def png(seed: int) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(picture(seed)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """Run the service on a small bundle, in a process of its own."""
+    binary("prometheus")
+    small_bundle(tmp_path / "bundle")
+    port = free_port()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("EVENKEEL_")},
+        **{"EVENKEEL_PORT": str(port), "EVENKEEL_PROVIDER": "cpu", "EVENKEEL_DRAIN_DELAY": "0"},
+    }
+    command = [sys.executable, "-m", "service", "serve", str(tmp_path / "bundle")]
+    log = tmp_path / "service.log"
+    with running(command, log, env=environment) as process:
+        started = Service(process, port)
+        wait_until(
+            lambda: process.poll() is not None or httpx.get(f"{started.url}/readyz").is_success,
+            "the service is ready",
+            seconds=60,
+        )
+        assert process.poll() is None, log.read_text()
+        yield started
+
+
+@pytest.fixture
+def prometheus(root: Path, tmp_path: Path, service: Service) -> Iterator[Prometheus]:
+    """Run Prometheus with the repository's configuration and rules, made quick: every second, and no waiting."""
+    folder = tmp_path / "prometheus"
+    (folder / "rules").mkdir(parents=True)
+    rules = yaml.safe_load((root / "deploy/prometheus/rules/evenkeel.yml").read_text())
+    for rule in [rule for group in rules["groups"] for rule in group["rules"]]:
+        rule["for"] = "0s"
+    (folder / "rules/evenkeel.yml").write_text(yaml.safe_dump(rules))
+    config = yaml.safe_load((root / "deploy/prometheus/prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    (job,) = [job for job in config["scrape_configs"] if job["job_name"] == "evenkeel"]
+    del job["dns_sd_configs"]
+    job["static_configs"] = [{"targets": [f"127.0.0.1:{service.port}"]}]
+    config["scrape_configs"] = [job]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with running_prometheus(folder / "prometheus.yml", folder) as server:
+        wait_until(lambda: server.health_of_targets("evenkeel") == ["up"], "the service is scraped")
+        yield server
+
+
+def scrapes(prometheus: Prometheus) -> float:
+    (series,) = prometheus.query('count_over_time(up{job="evenkeel"}[5m])') or [{"value": [0, "0"]}]
+    return float(series["value"][1])
+
+
+def keep_busy(service: Service, prometheus: Prometheus) -> None:
+    """Send pictures at several alphas until Prometheus has seen the counters grow."""
+    start = scrapes(prometheus)
+    seed = 0
+    while scrapes(prometheus) < start + 3:
+        for alpha in ("0", "1.5", "3"):
+            assert service.predict(png(seed), alpha=alpha).status_code == 200
+        seed += 1
+
+
+def without_variables(query: str) -> str:
+    return query.replace("$__rate_interval", "1m")
+
+
+# Nothing failed and nobody was turned away, so these have no series to show yet.
+SILENT_WITHOUT_TROUBLE = re.compile("evenkeel_(errors|rejected_images)_total")
+
+
+def test_rules_and_dashboard_work_on_what_the_service_says(service: Service, prometheus: Prometheus) -> None:
+    keep_busy(service, prometheus)
+
+    wait_until(lambda: set(prometheus.health_of_rules().values()) == {"ok"}, "every rule is evaluated without error")
+    assert prometheus.firing() == set()
+
+    queries = [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", [])]
+    empty = [query for query in queries if not prometheus.query(without_variables(query))]
+    assert [query for query in empty if not SILENT_WITHOUT_TROUBLE.search(query)] == []
+
+    flips = prometheus.query("sum by (from_group, to_group) (evenkeel_flips_total)")
+    assert sum(float(series["value"][1]) for series in flips) > 0
+    (model,) = prometheus.query("evenkeel_model_info")
+    assert "small" in model["metric"].values()
+
+
+def test_alerts_fire_on_bad_requests_and_when_the_service_is_gone(service: Service, prometheus: Prometheus) -> None:
+    keep_busy(service, prometheus)
+    assert prometheus.firing() == set()
+
+    def bad_requests_are_noticed() -> bool:
+        assert service.predict(b"no picture", alpha="1").status_code == 400
+        return "EvenkeelBadRequests" in prometheus.firing()
+
+    wait_until(bad_requests_are_noticed, "EvenkeelBadRequests fires")
+
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(timeout=30) == 0
+    wait_until(lambda: {"EvenkeelAbsent", "EvenkeelInstanceDown"} <= prometheus.firing(), "the loss is noticed")
