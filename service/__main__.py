@@ -105,6 +105,7 @@ def _run(app: FastAPI, settings: Settings) -> None:
 
 def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients get wrong is answered, not logged
 
 
 def _setting_problem(location: tuple[int | str, ...], message: str) -> str:

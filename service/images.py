@@ -17,7 +17,7 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage
@@ -134,9 +134,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _broken(error: Exception, field: str) -> InvalidImage:
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "its bytes are no JPEG, PNG or WebP" if unknown else f"{error or type(error).__name__}"
     return InvalidImage(
-        "The picture cannot be read.",
+        f"The picture cannot be read: {reason[:200]}.",
         field=field,
-        value=f"{type(error).__name__}: {error}".replace("<_io.BytesIO object at ", "<bytes at "),
         remedy="Send a whole, undamaged JPEG, PNG or WebP file.",
     )

@@ -125,7 +125,7 @@ class Rules:
         for name, text in pairs:
             if name not in OPTIONS:
                 raise InvalidParameter(
-                    f"There is no parameter of this name in the {where}.",
+                    f"The {where} takes no parameter called {name}.",
                     field=name,
                     value=text,
                     remedy=f"Use {', '.join(OPTIONS)}, or leave it out.",
@@ -140,13 +140,13 @@ class Rules:
         if name == "breakpoints":
             if text not in _SWITCH:
                 raise InvalidParameter(
-                    "It must be true or false.", field=name, value=text, remedy="Send true or false."
+                    f"{name} must be true or false.", field=name, value=text, remedy="Send true or false."
                 )
             return _SWITCH[text]
         if name == "top_k":
             if not (text.isascii() and text.isdigit() and len(text) < 10):
                 raise InvalidParameter(
-                    "It must be a whole number.", field=name, value=text, remedy="Send digits only, such as 5."
+                    f"{name} must be a whole number.", field=name, value=text, remedy="Send digits only, such as 5."
                 )
             return self.top_k(int(text), name)
         return (
@@ -262,7 +262,7 @@ def _base64(text: str, field: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidParameter(
-            "It is not base64.",
+            f"{field} is not base64.",
             field=field,
             value=text[:40],
             remedy="Send the file's bytes in standard base64 with padding, without a data: prefix or line breaks.",
@@ -275,10 +275,10 @@ def _off_the_schema(error: ValidationError) -> InvalidBody | InvalidParameter:
         return InvalidBody(
             f"The body is not JSON: {first['msg']}.", field="body", remedy="Send a JSON object as the docs show."
         )
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".") or "body"
     value = first["input"] if isinstance(first["input"], str | int | float | bool) else None
     return InvalidParameter(
-        f"{first['msg']}.", field=field or "body", value=value, remedy="Send a JSON object as the docs show."
+        f"{field}: {first['msg']}.", field=field, value=value, remedy="Send a JSON object as the docs show."
     )
 
 
@@ -296,7 +296,7 @@ async def _multipart(request: Request, body: bytes, options: _Options, rules: Ru
         form = await _InMemoryParser(request.headers, stream(), max_fields=100, max_part_size=1024).parse()
     except (MultiPartException, FormParserError) as error:
         raise InvalidBody(
-            f"The multipart body cannot be read: {error}.",
+            f"The multipart body cannot be read: {str(error).rstrip('.')}.",
             field="body",
             remedy="Let your HTTP library write it; with curl: -F image=@a.png -F alpha=1.5",
         ) from error
@@ -341,7 +341,7 @@ def _one_each(name: str, texts: list[str], count: int, options: _Options, rules:
         raise _repeated(name, texts[0])
     if len(texts) not in {0, 1, count}:
         raise InvalidParameter(
-            f"The form holds {len(texts)} of it for {count} images.",
+            f"The form holds {len(texts)} times {name} for {count} images.",
             field=name,
             value=len(texts),
             remedy="Send none, one for all, or one for each image in order.",
@@ -353,7 +353,7 @@ def _one_each(name: str, texts: list[str], count: int, options: _Options, rules:
 def _unknown_part(name: str, part: UploadFile | str) -> InvalidParameter:
     is_file = isinstance(part, UploadFile)
     return InvalidParameter(
-        f"There is no {'file' if is_file else 'text'} part of this name.",
+        f"The form takes no {'file' if is_file else 'text'} part called {name}.",
         field=name,
         value=part.filename if isinstance(part, UploadFile) else part,
         remedy=f"Send pictures as file parts called image, and {', '.join(OPTIONS)} as text parts.",
@@ -361,19 +361,23 @@ def _unknown_part(name: str, part: UploadFile | str) -> InvalidParameter:
 
 
 def _repeated(name: str, text: str) -> InvalidParameter:
-    return InvalidParameter("It is given more than once.", field=name, value=text, remedy="Give it once, in one place.")
+    return InvalidParameter(
+        f"{name} is given more than once.", field=name, value=text, remedy="Give it once, in one place."
+    )
 
 
 def _number(text: str, field: str) -> float:
     if not _NUMBER.fullmatch(text):
-        raise InvalidParameter("It must be a finite number.", field=field, value=text, remedy="Send one such as 1.5.")
+        raise InvalidParameter(
+            f"{field} must be a finite number.", field=field, value=text, remedy="Send one such as 1.5."
+        )
     return float(text)
 
 
 def _in_range(value: float, field: str, low: float, high: float) -> float:
     if not low <= value <= high:  # false for NaN
         raise InvalidParameter(
-            f"It must lie between {low:g} and {high:g}.",
+            f"{field} must lie between {low:g} and {high:g}.",
             field=field,
             value=value if abs(value) < float("inf") else str(value),
             remedy=f"Send a number from {low:g} to {high:g}.",

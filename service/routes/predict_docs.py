@@ -57,8 +57,16 @@ _FORM = {
 
 _SMALLEST_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
+
+def _schema_in_one_piece() -> dict[str, Any]:
+    """Return the JSON request's schema without references, which would point outside of where it stands."""
+    schema = PredictRequest.model_json_schema()
+    schema["properties"]["images"]["items"] = schema.pop("$defs")["ImageInput"]
+    return schema
+
+
 _JSON = {
-    "schema": PredictRequest.model_json_schema(ref_template="#/components/schemas/PredictRequest/$defs/{model}"),
+    "schema": _schema_in_one_piece(),
     "examples": {
         "one picture at two alphas": {
             "value": {

@@ -1,0 +1,123 @@
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.app import create_app
+from service.schemas import ErrorResponse, ModelResponse
+from service.settings import Settings
+from tests.service.fakes import FakeModel, picture
+
+
+@pytest.fixture
+def client() -> Any:
+    with TestClient(create_app(Settings(), FakeModel()), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/predict", 405, "method_not_allowed"),
+        ("DELETE", "/model", 405, "method_not_allowed"),
+    ],
+)
+def test_what_the_framework_refuses_has_the_same_form(
+    client: TestClient, method: str, path: str, status: int, code: str
+) -> None:
+    response = client.request(method, path)
+    assert response.status_code == status
+    assert ErrorResponse.model_validate(response.json()).code == code
+    assert status != 405 or response.headers["Allow"]
+
+
+def test_an_unexpected_fault_is_a_500_that_tells_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the password is swordfish")
+
+    monkeypatch.setattr("service.routes.predict._answer", broken)
+    response = client.post("/predict", content=picture(), headers={"Content-Type": "image/png"})
+    assert response.status_code == 500
+    assert ErrorResponse.model_validate(response.json()).code == "internal_error"
+    assert "swordfish" not in response.text
+
+
+def test_unknown_paths_share_one_label(client: TestClient) -> None:
+    for number in range(3):
+        client.get(f"/scan/{number}")
+    assert 'evenkeel_requests_total{route="other",status="404"} 3.0' in client.get("/metrics").text
+
+
+def test_ready_from_start_to_shutdown() -> None:
+    app = create_app(Settings(), FakeModel())
+    service = app.state.service
+    assert service.readiness.reason == "The service is starting."
+    with TestClient(app) as client:
+        assert client.get("/readyz").json() == {"status": "ready"}
+        assert client.get("/healthz").json() == {"status": "alive"}
+        service.readiness.refuse("The service is shutting down.")
+        refused = client.get("/readyz")
+        assert refused.status_code == 503
+        assert ErrorResponse.model_validate(refused.json()).code == "not_ready"
+        assert client.get("/healthz").status_code == 200
+        assert client.post("/predict", content=picture(), headers={"Content-Type": "image/png"}).status_code == 200
+
+
+def test_the_model_tells_its_public_part(client: TestClient) -> None:
+    content = client.get("/model").json()
+    model = ModelResponse.model_validate(content)
+    assert (model.name, model.provider, model.alpha.default) == ("tiny", "cpu", 1.0)
+    assert "provenance" not in content
+
+
+def test_openapi_documents_each_form_with_its_errors(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    operation = schema["paths"]["/predict"]["post"]
+    assert set(operation["requestBody"]["content"]) == {
+        "image/jpeg",
+        "image/png",
+        "image/webp",
+        "multipart/form-data",
+        "application/json",
+    }
+    assert {parameter["name"] for parameter in operation["parameters"]} == {
+        "alpha",
+        "prior_strength",
+        "top_k",
+        "breakpoints",
+    }
+    assert {"200", "400", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
+    for reference in re.findall(r'"\$ref":\s*"#/([^"]+)"', client.get("/openapi.json").text):
+        part: Any = schema
+        for step in reference.split("/"):
+            part = part[step]
+
+
+def test_the_example_of_the_docs_works(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    examples = schema["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    for example in examples.values():
+        assert client.post("/predict", json=example["value"]).status_code == 200
+
+
+def test_each_app_counts_for_itself() -> None:
+    with (
+        TestClient(create_app(Settings(), FakeModel())) as first,
+        TestClient(create_app(Settings(), FakeModel())) as other,
+    ):
+        first.get("/healthz")
+        assert 'route="/healthz"' in first.get("/metrics").text
+        assert 'route="/healthz"' not in other.get("/metrics").text
+
+
+def test_the_service_loads_nothing_of_training() -> None:
+    script = (
+        "import sys, service.__main__\n"
+        "loaded = {'torch', 'torchvision', 'timm', 'onnx', 'datasets', 'sklearn', 'trainer'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,283 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from service.batcher import DynamicBatcher
+from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
+from service.metrics import Metrics
+
+Batcher = DynamicBatcher[int, str]
+Make = Callable[..., Batcher]
+
+
+class Echo:
+    """Answers each item with its own name; can be held up, and can fail."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[list[int]] = []
+        self.poison: set[int] = set()
+
+    def __call__(self, items: list[int]) -> Sequence[str]:
+        self.gate.wait(20)
+        self.batches.append(items)
+        if self.poison & set(items):
+            raise RuntimeError("poison")
+        return [f"item {item}" for item in items]
+
+
+@pytest.fixture
+def echo() -> Echo:
+    return Echo()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+async def make(echo: Echo, metrics: Metrics) -> AsyncIterator[Make]:
+    made: list[Batcher] = []
+
+    def make(run: Any = echo, **changes: Any) -> Batcher:
+        options: dict[str, Any] = {"max_batch_size": 4, "max_queue_size": 8, "metrics": metrics}
+        made.append(DynamicBatcher(run, **(options | changes)))
+        return made[-1]
+
+    yield make
+    echo.gate.set()
+    for batcher in made:
+        await batcher.close(5)
+
+
+async def ask(batcher: Batcher, *items: int, seconds: float = 10) -> list[str]:
+    with batcher.admit(len(items)) as admission:
+        return await admission.run(items, deadline=asyncio.get_running_loop().time() + seconds)
+
+
+async def ask_many(batcher: Batcher, *items: int) -> list[asyncio.Task[list[str]]]:
+    """Start one caller for each item and let them all get into the queue."""
+    tasks = [asyncio.create_task(ask(batcher, item)) for item in items]
+    await asyncio.sleep(0.02)
+    return tasks
+
+
+def total(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+async def test_a_lone_item_is_answered(make: Make) -> None:
+    assert await ask(make(), 1) == ["item 1"]
+
+
+async def test_what_waits_while_one_batch_runs_becomes_the_next(make: Make, echo: Echo) -> None:
+    batcher = make()
+    echo.gate.clear()
+    tasks = await ask_many(batcher, 0, *range(1, 7))
+    # those that came in the same turn of the loop share the first batch
+    echo.gate.set()
+    assert [await task for task in tasks] == [[f"item {item}"] for item in range(7)]
+    assert max(map(len, echo.batches)) == 4
+    assert sorted(item for batch in echo.batches for item in batch) == list(range(7))
+
+
+async def test_one_caller_gets_its_results_in_its_order_across_batches(make: Make) -> None:
+    assert await ask(make(), *range(7)) == [f"item {item}" for item in range(7)]
+
+
+async def test_thousands_of_callers_get_their_own_answers(make: Make) -> None:
+    batcher = make(max_queue_size=5000)
+    answers = await asyncio.gather(*(ask(batcher, item) for item in range(3000)))
+    assert answers == [[f"item {item}"] for item in range(3000)]
+
+
+@pytest.mark.parametrize("position", range(4))
+async def test_cancelling_one_that_waits_leaves_its_neighbours_alone(make: Make, echo: Echo, position: int) -> None:
+    batcher = make()
+    echo.gate.clear()
+    first = await ask_many(batcher, 99)
+    waiting = await ask_many(batcher, 0, 1, 2, 3)
+    waiting[position].cancel()
+    await asyncio.sleep(0.01)
+    echo.gate.set()
+    for item, task in enumerate(waiting):
+        if item == position:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            assert await task == [f"item {item}"]
+    assert await first[0] == ["item 99"]
+    assert echo.batches == [[99], [item for item in range(4) if item != position]]
+
+
+@pytest.mark.parametrize("position", range(3))
+async def test_cancelling_one_that_runs_leaves_its_neighbours_alone(make: Make, echo: Echo, position: int) -> None:
+    batcher = make()
+    echo.gate.clear()
+    running = await ask_many(batcher, 0, 1, 2)
+    running[position].cancel()
+    echo.gate.set()
+    results = await asyncio.gather(*running, return_exceptions=True)
+    assert [results[item] for item in range(3) if item != position] == [
+        [f"item {item}"] for item in range(3) if item != position
+    ]
+    assert isinstance(results[position], asyncio.CancelledError)
+
+
+async def test_a_failing_batch_fails_its_own_members_alone(make: Make, echo: Echo, metrics: Metrics) -> None:
+    batcher = make(max_batch_size=2)
+    echo.poison = {2}
+    echo.gate.clear()
+    tasks = await ask_many(batcher, 0, 1, 2, 3, 4, 5)
+    echo.gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(result, InferenceFailed) for result in results] == [False, False, True, True, False, False]
+    assert results[4] == ["item 4"]
+    assert total(metrics, "evenkeel_failed_batches_total") == 1
+
+
+@pytest.mark.parametrize(
+    "run", [lambda items: [], lambda items: ["one too many"] * 2, lambda items: iter(()), lambda items: next(iter(()))]
+)
+async def test_a_function_that_breaks_its_word_hangs_nobody(make: Make, run: Any) -> None:
+    with pytest.raises(InferenceFailed):
+        await asyncio.wait_for(ask(make(run), 1), 5)
+
+
+async def test_after_a_failure_the_next_batch_runs(make: Make, echo: Echo) -> None:
+    batcher = make()
+    echo.poison = {1}
+    with pytest.raises(InferenceFailed):
+        await ask(batcher, 1)
+    assert await ask(batcher, 2) == ["item 2"]
+
+
+async def test_beyond_the_queue_admission_is_refused_at_once(make: Make, echo: Echo, metrics: Metrics) -> None:
+    batcher = make(max_queue_size=3)
+    echo.gate.clear()
+    await_first = await ask_many(batcher, 0)
+    waiting = await ask_many(batcher, 1, 2, 3)
+    with pytest.raises(QueueFull, match="3 images wait, and at most 3 may") as refusal:
+        batcher.admit(1)
+    assert refusal.value.retry_after is not None
+    assert refusal.value.retry_after >= 1
+    assert total(metrics, "evenkeel_rejected_images_total", reason="queue_full") == 1
+    echo.gate.set()
+    await asyncio.gather(*await_first, *waiting)
+    assert await ask(batcher, 4) == ["item 4"]
+
+
+async def test_admission_is_all_or_nothing(make: Make) -> None:
+    batcher = make(max_queue_size=4)
+    with batcher.admit(3):
+        with pytest.raises(QueueFull):
+            batcher.admit(2)
+        with batcher.admit(1):
+            assert batcher.depth == 4
+    assert batcher.depth == 0
+
+
+async def test_places_are_given_back_when_the_preparation_fails(make: Make) -> None:
+    batcher = make()
+    with pytest.raises(ZeroDivisionError), batcher.admit(5):
+        raise ZeroDivisionError
+    assert batcher.depth == 0
+
+
+async def test_the_deadline_answers_whoever_waits_and_drops_the_work(make: Make, echo: Echo, metrics: Metrics) -> None:
+    batcher = make()
+    echo.gate.clear()
+    first = await ask_many(batcher, 0)
+    with pytest.raises(DeadlineExceeded):
+        await ask(batcher, 1, 2, seconds=0.05)
+    echo.gate.set()
+    assert await first[0] == ["item 0"]
+    assert await ask(batcher, 3) == ["item 3"]
+    assert echo.batches == [[0], [3]]
+    assert total(metrics, "evenkeel_rejected_images_total", reason="deadline_exceeded") == 2
+
+
+async def test_the_deadline_also_answers_whoever_runs(make: Make, echo: Echo) -> None:
+    batcher = make()
+    echo.gate.clear()
+    with pytest.raises(DeadlineExceeded):
+        await ask(batcher, 1, seconds=0.05)
+
+
+async def test_whoever_left_is_skipped(make: Make, echo: Echo, metrics: Metrics) -> None:
+    batcher = make()
+    echo.gate.clear()
+    first = await ask_many(batcher, 0)
+    with batcher.admit(1) as admission:
+        left = asyncio.create_task(admission.run([1], deadline=asyncio.get_running_loop().time() + 10))
+        await asyncio.sleep(0.01)
+        admission.abandon()
+        with pytest.raises(ClientLeft):
+            await left
+    echo.gate.set()
+    await first[0]
+    assert await ask(batcher, 2) == ["item 2"]
+    assert [1] not in echo.batches
+    assert total(metrics, "evenkeel_rejected_images_total", reason="client_left") == 1
+
+
+async def test_closing_answers_what_was_admitted_and_admits_no_more(make: Make, echo: Echo) -> None:
+    batcher = make()
+    echo.gate.clear()
+    tasks = await ask_many(batcher, *range(8))
+    closing = asyncio.create_task(batcher.close(5))
+    await asyncio.sleep(0.01)
+    with pytest.raises(ShuttingDown):
+        batcher.admit(1)
+    echo.gate.set()
+    await closing
+    assert [await task for task in tasks] == [[f"item {item}"] for item in range(8)]
+
+
+async def test_closing_waits_for_places_whose_items_are_still_prepared(make: Make) -> None:
+    batcher = make()
+    with batcher.admit(1) as admission:
+        closing = asyncio.create_task(batcher.close(5))
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        assert await admission.run([1], deadline=asyncio.get_running_loop().time() + 5) == ["item 1"]
+    await closing
+
+
+async def test_closing_in_time_answers_whoever_cannot_be_served(make: Make, echo: Echo) -> None:
+    batcher = make()
+    echo.gate.clear()
+    tasks = await ask_many(batcher, *range(6))
+    await batcher.close(0.05)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, ShuttingDown) for result in results)
+
+
+async def test_a_delay_waits_for_company_but_not_for_a_full_batch(make: Make, echo: Echo) -> None:
+    batcher = make(max_queue_delay=0.2)
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    await asyncio.gather(*(ask(batcher, item) for item in range(4)))
+    assert loop.time() - begin < 0.15
+    first = asyncio.create_task(ask(batcher, 4))
+    await asyncio.sleep(0.05)
+    await asyncio.gather(first, ask(batcher, 5))
+    assert echo.batches == [[0, 1, 2, 3], [4, 5]]
+
+
+async def test_the_gauges_follow_the_queue(make: Make, echo: Echo, metrics: Metrics) -> None:
+    batcher = make(max_batch_size=2)
+    echo.gate.clear()
+    tasks = await ask_many(batcher, *range(5))
+    assert total(metrics, "evenkeel_queue_depth") == 3
+    assert total(metrics, "evenkeel_images_in_flight") == 5
+    echo.gate.set()
+    await asyncio.gather(*tasks)
+    await asyncio.sleep(0)
+    assert total(metrics, "evenkeel_images_in_flight") == 0
+    assert total(metrics, "evenkeel_batch_size_sum") == 5

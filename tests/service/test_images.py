@@ -1,0 +1,184 @@
+import asyncio
+import io
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.bundle import InputSpec
+from service.errors import ImageTooLarge, InvalidImage, ServiceError
+from service.images import ImageDecoder
+
+MAX_PIXELS = 1_000_000
+
+
+def spec(**changes: Any) -> InputSpec:
+    fields: dict[str, Any] = {"height": 8, "width": 8, "resize": "exact", "mean": (0, 0, 0), "std": (1, 1, 1)}
+    return InputSpec(**(fields | changes))
+
+
+@pytest.fixture
+def decoder() -> Iterator[ImageDecoder]:
+    decoder = ImageDecoder(spec(), max_pixels=MAX_PIXELS, threads=1)
+    yield decoder
+    decoder.close()
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def gradient(mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
+    rows = np.linspace(0, 255, size[0] * size[1] * 3).astype(np.uint8).reshape(size[1], size[0], 3)
+    return Image.fromarray(rows).convert(mode)
+
+
+async def test_a_picture_of_the_models_size_arrives_unchanged(decoder: ImageDecoder) -> None:
+    pixels = await decoder.decode(encoded(gradient()), field="body")
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (8, 8, 3)
+    np.testing.assert_array_equal(pixels, np.asarray(gradient()))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+async def test_lossless_formats_give_the_same_pixels(decoder: ImageDecoder, kind: str) -> None:
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    pixels = await decoder.decode(encoded(gradient(), kind, **options), field="body")
+    np.testing.assert_array_equal(pixels, np.asarray(gradient()))
+
+
+async def test_resize_and_crop_are_pillows_with_the_manifests_geometry() -> None:
+    rule = spec(resize="shortest_side", resize_size=10, interpolation="bicubic")
+    decoder = ImageDecoder(rule, max_pixels=MAX_PIXELS, threads=1)
+    image = gradient(size=(40, 30))
+    size, box = rule.geometry(40, 30)
+    expected = np.asarray(image.resize(size, Image.Resampling.BICUBIC).crop(box))
+    np.testing.assert_array_equal(await decoder.decode(encoded(image), field="body"), expected)
+    decoder.close()
+
+
+async def test_large_pictures_are_decoded_in_a_thread_to_the_same_pixels(decoder: ImageDecoder) -> None:
+    image = gradient(size=(300, 200))
+    pixels = await decoder.decode(encoded(image), field="body")
+    assert any(thread.name.startswith("decode") for thread in threading.enumerate())
+    np.testing.assert_array_equal(pixels, np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR)))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA"])
+async def test_other_modes_become_rgb_as_pillow_does_it(decoder: ImageDecoder, mode: str) -> None:
+    image = gradient(mode)
+    pixels = await decoder.decode(encoded(image), field="body")
+    np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
+
+
+async def test_transparency_is_dropped_and_the_colour_beneath_stays(decoder: ImageDecoder) -> None:
+    image = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    assert (await decoder.decode(encoded(image), field="body"))[0, 0].tolist() == [10, 20, 30]
+
+
+async def test_a_palette_with_transparency_is_no_trouble(decoder: ImageDecoder) -> None:
+    data = encoded(gradient("P"), transparency=bytes(range(100)))
+    assert (await decoder.decode(data, field="body")).shape == (8, 8, 3)
+
+
+async def test_of_sixteen_bits_the_upper_eight_count(decoder: ImageDecoder) -> None:
+    image = Image.fromarray(np.full((8, 8), 0xAB12, np.uint16))
+    assert image.mode == "I;16"
+    assert (await decoder.decode(encoded(image), field="body"))[0, 0].tolist() == [0xAB] * 3
+
+
+async def test_cmyk_becomes_rgb(decoder: ImageDecoder) -> None:
+    data = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")
+    red, green, blue = (await decoder.decode(data, field="body"))[0, 0].tolist()
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+async def test_the_exif_orientation_is_applied(decoder: ImageDecoder, kind: str) -> None:
+    image = Image.new("RGB", (8, 8))
+    image.paste((255, 255, 255), (0, 0, 8, 4))  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    pixels = await decoder.decode(encoded(image, kind, exif=exif), field="body")
+    assert pixels[6, 4].tolist() > [200] * 3
+    assert pixels[1, 4].tolist() < [60] * 3
+
+
+async def test_a_multi_picture_jpeg_counts_as_its_first(decoder: ImageDecoder) -> None:
+    first, second = Image.new("RGB", (8, 8), (250, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 250))
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    assert (await decoder.decode(data, field="body"))[0, 0, 0] > 200
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+async def test_an_animation_is_refused(decoder: ImageDecoder, kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 120, 240)]
+    with pytest.raises(InvalidImage, match="animation"):
+        await decoder.decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:]), field="body")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
+async def test_other_formats_are_refused_whatever_they_hold(decoder: ImageDecoder, kind: str) -> None:
+    with pytest.raises(InvalidImage, match="no JPEG, PNG or WebP"):
+        await decoder.decode(encoded(gradient(), kind), field="body")
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBPVP8 "])
+async def test_what_is_no_picture_is_refused_with_its_field(decoder: ImageDecoder, data: bytes) -> None:
+    with pytest.raises(InvalidImage) as refusal:
+        await decoder.decode(data, field="images[3].data")
+    assert refusal.value.field == "images[3].data"
+    assert refusal.value.remedy
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+async def test_a_truncated_picture_is_refused(decoder: ImageDecoder, kind: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encoded(noise, kind)
+    with pytest.raises(InvalidImage):
+        await decoder.decode(data[: len(data) // 2], field="body")
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(1001, 1000), (100_000, 100_000), (10_000, 12_000), (2**31 - 1, 2**31 - 1)])
+async def test_too_many_pixels_are_refused_by_the_header(decoder: ImageDecoder, size: tuple[int, int]) -> None:
+    with pytest.raises(ImageTooLarge, match="more than 1000000 pixels"):
+        await decoder.decode(png_that_claims(*size), field="body")
+
+
+async def test_a_sliver_that_resizing_would_blow_up_is_refused() -> None:
+    rule = spec(resize="shortest_side", resize_size=256, height=224, width=224)
+    decoder = ImageDecoder(rule, max_pixels=MAX_PIXELS, threads=1)
+    with pytest.raises(ImageTooLarge, match="so narrow"):
+        await decoder.decode(png_that_claims(100_000, 1), field="body")
+    decoder.close()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["JPEG", "PNG", "WEBP"]), st.data())
+def test_a_mutated_picture_is_read_or_refused_and_nothing_else(decoder: ImageDecoder, kind: str, data: Any) -> None:
+    content = bytearray(encoded(gradient(size=(16, 16)), kind))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        pixels = asyncio.run(decoder.decode(bytes(content), field="body"))
+    except ServiceError:
+        return
+    assert pixels.shape == (8, 8, 3)

@@ -1,0 +1,99 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from service.bundle import Bundle, BundleError, Parity
+from service.model import OnnxModel, ProviderUnavailable
+from tests.service.tiny_model import reference, tiny_parity, write_tiny_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_tiny_bundle(tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_branches_equal_the_reference(bundle: Bundle, size: int) -> None:
+    model = OnnxModel(bundle, provider="cpu", max_batch_size=8)
+    images = np.random.default_rng(size).integers(0, 256, (size, 8, 8, 3), dtype=np.uint8)
+    expected = reference(images, np.zeros(size), np.zeros(size))
+    for name, actual in model.branches(images)._asdict().items():
+        np.testing.assert_allclose(actual, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_equals_single_pictures(bundle: Bundle) -> None:
+    model = OnnxModel(bundle, provider="cpu")
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    together = model.branches(images).factual_logits
+    alone = np.concatenate([model.branches(images[row : row + 1]).factual_logits for row in range(5)])
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_more_parity_samples_than_a_batch_are_checked_in_parts(tmp_path: Path) -> None:
+    OnnxModel(write_tiny_bundle(tmp_path / "tiny", parity=tiny_parity(11)), provider="cpu", max_batch_size=4)
+
+
+@pytest.mark.parametrize("field", ["logits", "factual_logits", "counterfactual_logits", "confounder_cosine"])
+def test_a_model_that_differs_from_its_parity_samples_is_refused(tmp_path: Path, field: str) -> None:
+    wrong: Parity = replace(tiny_parity(), **{field: getattr(tiny_parity(), field) + np.float32(0.1)})
+    with pytest.raises(BundleError, match=f"differs from the trained model on the parity samples: {field} by"):
+        OnnxModel(write_tiny_bundle(tmp_path / "tiny", parity=wrong), provider="cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x08"])
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny", model=content)
+    with pytest.raises(BundleError, match=r"model\.onnx (cannot be loaded|lacks)"):
+        OnnxModel(bundle, provider="cpu")
+
+
+def test_a_model_of_another_contract_is_refused(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N"]) for name in ("image", "logits")]
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["logits"])], "g", tensors[:1], tensors[1:])
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    bundle = write_tiny_bundle(tmp_path / "tiny", model=model.SerializeToString())
+    with pytest.raises(
+        BundleError, match="lacks the inputs or outputs alpha, confounder_cosine, counterfactual_logits"
+    ):
+        OnnxModel(bundle, provider="cpu")
+
+
+def no_cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+
+
+def test_cuda_that_is_not_there_is_refused_with_the_reason(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_cuda_build(monkeypatch)
+    with pytest.raises(ProviderUnavailable, match="cuda was asked for, and this build of ONNX Runtime has no CUDA"):
+        OnnxModel(bundle, provider="cuda")
+
+
+def test_a_session_that_fell_back_silently_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    fallen_back(monkeypatch)
+    with pytest.raises(ProviderUnavailable, match="ONNX Runtime runs CPUExecutionProvider instead"):
+        OnnxModel(bundle, provider="cuda")
+
+
+def test_auto_takes_the_cpu_where_cuda_fails_and_says_so(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    fallen_back(monkeypatch)
+    assert OnnxModel(bundle, provider="auto").provider == "cpu"
+    assert "provider auto: the model runs on the CPU" in caplog.text
+
+
+def fallen_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver seems fine, and yet ONNX Runtime quietly opens a session on the CPU."""
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr("service.model._cuda_problem", lambda: None)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options, ["CPUExecutionProvider"])
+    )

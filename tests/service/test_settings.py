@@ -1,0 +1,36 @@
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+def test_the_environment_sets_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENKEEL_MAX_BATCH_SIZE", "7")
+    monkeypatch.setenv("EVENKEEL_PORT", "")
+    settings = Settings()
+    assert (settings.max_batch_size, settings.port) == (7, 8000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "70000"),
+        ("PROVIDER", "tpu"),
+        ("REQUEST_TIMEOUT", "nan"),
+        ("MAX_BATCH_SIZE", "0"),
+        ("DRAIN_DELAY", "-1"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"EVENKEEL_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
+
+
+def test_a_request_that_could_never_be_admitted_is_refused() -> None:
+    with pytest.raises(ValidationError, match="could never be admitted"):
+        Settings(max_images_per_request=10, max_queue_size=9)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
