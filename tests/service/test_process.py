@@ -1,0 +1,223 @@
+"""The service as its operators know it: a process with a port and signals."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.service.fakes import picture
+from tests.service.tiny_model import write_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny").path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Process:
+    """A running service."""
+
+    def __init__(self, bundle: Path, log: Path, **settings: str) -> None:
+        self.port = free_port()
+        self.log = log
+        environment = os.environ | {f"EVENKEEL_{name.upper()}": value for name, value in settings.items()}
+        with log.open("wb") as sink:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service", "serve", str(bundle), "--port", str(self.port), "--provider", "cpu"],
+                env=environment,
+                stderr=sink,
+            )
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                if self.get("/readyz")[0] == 200:
+                    return
+            except OSError:
+                time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+    def predict(self, connection: http.client.HTTPConnection | None = None) -> tuple[int, Any]:
+        opened = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        opened.request("POST", "/predict?alpha=1.5", picture(1), {"Content-Type": "image/png"})
+        response = opened.getresponse()
+        content = json.loads(response.read())
+        if connection is None:
+            opened.close()
+        return response.status, content
+
+
+@contextmanager
+def running(bundle: Path, log: Path, **settings: str) -> Iterator[Process]:
+    service = Process(bundle, log, **settings)
+    try:
+        service.wait_until_ready()
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.process.kill()
+        service.process.wait()
+
+
+def test_sigterm_turns_readiness_off_answers_what_comes_and_exits_with_0(bundle: Path, tmp_path: Path) -> None:
+    with running(bundle, tmp_path / "log", drain_delay="1.0") as service:
+        assert service.predict()[0] == 200
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        status, content = service.get("/readyz")
+        assert (status, json.loads(content)["code"]) == (503, "not_ready")
+        assert service.get("/healthz")[0] == 200
+        assert service.predict()[0] == 200
+        assert service.process.wait(20) == 0
+
+
+def test_sigterm_under_load_loses_no_request(bundle: Path, tmp_path: Path) -> None:
+    statuses: list[int] = []
+    lost: list[str] = []
+
+    def client(service: Process) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+        while True:
+            try:
+                connection.connect()
+            except OSError:
+                return  # the door is closed: nothing was accepted, so nothing is lost
+            try:
+                status, content = service.predict(connection)
+            except OSError as error:
+                if service.process.poll() is None and not stopping.is_set():
+                    lost.append(repr(error))
+                return
+            finally:
+                connection.close()
+            statuses.append(status)
+            assert content["images"][0]["alpha"] == 1.5
+
+    stopping = threading.Event()
+    with running(bundle, tmp_path / "log", drain_delay="0.3") as service:
+        threads = [threading.Thread(target=client, args=(service,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.25)
+        stopping.set()  # from here on a connection may meet the closing door before it is accepted
+        for thread in threads:
+            thread.join(30)
+        assert service.process.wait(20) == 0
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+    assert lost == []
+
+
+def test_a_request_in_flight_is_answered_after_sigterm(bundle: Path, tmp_path: Path) -> None:
+    body = picture(1)
+    with running(bundle, tmp_path / "log", drain_delay="0") as service:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client:
+            head = (
+                f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            client.sendall(head.encode() + body[:20])
+            time.sleep(0.2)
+            service.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            client.sendall(body[20:])
+            answer = b""
+            while chunk := client.recv(65536):
+                answer += chunk
+            assert answer.startswith(b"HTTP/1.1 200")
+        assert service.process.wait(20) == 0
+
+
+def test_sigint_stops_at_once_with_0(bundle: Path, tmp_path: Path) -> None:
+    with running(bundle, tmp_path / "log", drain_delay="60") as service:
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(20) == 0
+
+
+def test_clients_that_leave_cost_nothing_and_hang_nobody(bundle: Path, tmp_path: Path) -> None:
+    body = picture(1)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+    with running(bundle, tmp_path / "log") as service:
+        for cut in (10, len(head) + 5, len(head) + len(body)):
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", service.port)) as client:
+                    client.sendall((head.encode() + body)[:cut])
+        time.sleep(0.2)
+        assert service.predict()[0] == 200
+        assert b"evenkeel_images_in_flight 0.0" in service.get("/metrics")[1]
+        assert "Traceback" not in service.log.read_text()
+
+
+def start(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {f"EVENKEEL_{name.upper()}": value for name, value in settings.items()}
+    command = [sys.executable, "-m", "service", "serve", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_damaged_bundle_is_refused_with_the_file_and_the_remedy(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny").path
+    (bundle / "model.onnx").write_bytes(b"damaged")
+    result = start(str(bundle))
+    assert result.returncode == 2
+    assert "evenkeel does not start: " in result.stderr
+    assert "model.onnx has SHA-256" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_batch_size": "0"}, "EVENKEEL_MAX_BATCH_SIZE: Input should be greater than or equal to 1"),
+        ({"provider": "tpu"}, "EVENKEEL_PROVIDER: Input should be 'auto', 'cpu' or 'cuda'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(bundle: Path, settings: dict[str, str], message: str) -> None:
+    result = start(str(bundle), **settings)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU here")
+def test_cuda_without_a_gpu_is_refused_with_the_reason(bundle: Path) -> None:
+    result = start(str(bundle), "--provider", "cuda")
+    assert result.returncode == 2
+    assert "the provider cuda was asked for, and" in result.stderr
+    assert "or ask for cpu" in result.stderr
+
+
+def test_a_port_in_use_is_an_error(bundle: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = start(str(bundle), "--port", str(taken.getsockname()[1]))
+    assert result.returncode != 0
+    assert "address already in use" in result.stderr
