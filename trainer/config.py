@@ -148,7 +148,9 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     seed: int = Field(0, ge=0)
     batch_size: int = Field(ge=2)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 autocast where the device computes in bf16, else fp32"
+    )
     data: DataConfig
     input: InputSpec = Field(description="the pixels that the model sees, in training and in serving alike")
     augment: AugmentConfig = AugmentConfig()

@@ -123,7 +123,7 @@ def _announce(recipe: Recipe, splits: Splits, checkpoint: Checkpoint, device: to
     counts = splits.class_counts
     console.print(
         f"{recipe.name}: {counts.sum()} training images of {len(counts)} classes ({counts.max()} to {counts.min()} "
-        f"each), seed {recipe.seed}, {device.type}, {recipe.precision}; {checkpoint.epoch} of "
+        f"each), seed {recipe.seed}, {device.type}, {checkpoint.versions['precision']}; {checkpoint.epoch} of "
         f"{recipe.schedule.epochs} epochs done, into {folder}",
         soft_wrap=True,
     )

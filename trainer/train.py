@@ -34,6 +34,7 @@ class Training:
     def __init__(self, recipe: Recipe, splits: Splits, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, device
+        self.autocast = recipe.precision == "bf16" or (recipe.precision == "auto" and computes_bf16(device))
         self.model = LongTailClassifier(recipe, len(splits.class_names)).on(device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
@@ -49,7 +50,7 @@ class Training:
             data_fingerprint=splits.fingerprint(),
             epoch=0,
             model=self.model.state_dict(),
-            versions=_versions(device),
+            versions=_versions(device) | {"precision": "bf16" if self.autocast else "fp32"},
         )
 
     def resume(self, folder: Path) -> None:
@@ -100,7 +101,7 @@ class Training:
     def _step(self, pixels: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             logits, features = self.model(pixels.contiguous(memory_format=torch.channels_last))
         loss = functional.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -133,6 +134,13 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise TrainerError("--device cuda: no GPU can be used here; give --device cpu, or mend the driver")
     return torch.device(name)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Tell whether the device has bf16 arithmetic of its own, so that bf16 is faster than fp32 there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _is_finite(value: float) -> bool:
