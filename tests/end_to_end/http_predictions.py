@@ -91,10 +91,10 @@ def main() -> None:
         alphas = np.full(len(split.pictures), alpha, dtype=np.float32)
         expected = split.logits(alphas)
         winners, logits = predict_all(arguments.url, split.pictures, alphas, expected.shape[1])
+        labels, own = split.branches.labels, expected.argmax(axis=1)
         print(
-            f"alpha {alpha:g}: {len(winners)} pictures, accuracy {(winners == split.branches.labels).mean():.4f} through "
-            f"HTTP, {(expected.argmax(axis=1) == split.branches.labels).mean():.4f} in PyTorch, "
-            f"{(winners != expected.argmax(axis=1)).sum()} winners differ, "
+            f"alpha {alpha:g}: {len(winners)} pictures, accuracy {(winners == labels).mean():.4f} through HTTP, "
+            f"{(own == labels).mean():.4f} in PyTorch, {(winners != own).sum()} winners differ, "
             f"largest logit difference {np.abs(logits - expected).max():.2g}"
         )
 
