@@ -6,11 +6,14 @@ codes come from tables, shot groups are three. It knows nothing of how anything 
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from service.manifest import SHOT_GROUPS
+
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _ALPHAS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4)
 _COSINES = tuple(tenth / 10 for tenth in range(-10, 11))
 
+REJECTION_REASONS = ("queue_full", "shutting_down", "deadline_exceeded", "client_left")
 STAGES = ("decode", "queue", "inference", "total")
 
 
@@ -75,6 +78,16 @@ class Metrics:
         self.ready = Gauge("evenkeel_ready", "1 while requests are welcome, else 0.", registry=registry)
         self.model = Info("evenkeel_model", "The model that is served, and what runs it.", registry=registry)
         self._mean_cosine: float | None = None
+        self._start_at_zero()
+
+    def _start_at_zero(self) -> None:
+        """Show every bounded series from the start: a first event then counts as an increase."""
+        for reason in REJECTION_REASONS:
+            self.rejected_images.labels(reason)
+        for group in SHOT_GROUPS:
+            self.predictions.labels(group)
+            for other in SHOT_GROUPS:
+                self.flips.labels(group, other)
 
     def observe_prediction(
         self, *, alpha: float, winner_group: str, plain_group: str, flipped: bool, confounder_cosine: float

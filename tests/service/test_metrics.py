@@ -18,3 +18,9 @@ def test_the_mean_cosine_starts_at_the_first_and_moves_slowly() -> None:
 
     assert observe(0.5) == 0.5
     assert 0.5 > observe(-0.5) > 0.498
+
+
+def test_bounded_series_start_at_zero() -> None:
+    registry = Metrics().registry
+    assert registry.get_sample_value("evenkeel_flips_total", {"from_group": "many", "to_group": "few"}) == 0
+    assert registry.get_sample_value("evenkeel_rejected_images_total", {"reason": "queue_full"}) == 0
