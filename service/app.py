@@ -19,7 +19,7 @@ from service.model import Model
 from service.routes import failures, health, metrics, model, predict
 from service.routes.answers import AnswerWriter
 from service.routes.context import Readiness, Service
-from service.routes.forms import Rules
+from service.routes.rules import Rules
 from service.scoring import Knobs, Score, score
 from service.settings import Settings
 

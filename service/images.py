@@ -28,6 +28,8 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _INLINE_PIXELS = 128 * 128
 """Up to here decoding costs less than the way to another thread and back."""
+_ORIENTATIONS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+"""Where a picture may say how it was held; most say nothing, and asking Pillow takes a while."""
 _ANIMATED_FORMATS = ("PNG", "WEBP")
 
 
@@ -119,7 +121,7 @@ class ImageDecoder:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if "exif" in image.info else image
+    return ImageOps.exif_transpose(image) if _ORIENTATIONS & image.info.keys() else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

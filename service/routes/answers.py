@@ -3,7 +3,7 @@
 from typing import Any
 
 from service.bundle import Manifest
-from service.routes.forms import ImageQuery
+from service.routes.rules import ImageQuery
 from service.scoring import Score
 from service.tradeoff import Envelope
 

@@ -13,7 +13,7 @@ from service.images import ImageDecoder, Pixels
 from service.metrics import Metrics
 from service.model import Model
 from service.routes.answers import AnswerWriter
-from service.routes.forms import Rules
+from service.routes.rules import Rules
 from service.scoring import Knobs, Score
 from service.settings import Settings
 

@@ -8,9 +8,7 @@ with its name, the value and the remedy. It knows nothing of decoding pictures o
 import asyncio
 import base64
 import binascii
-import re
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -20,138 +18,19 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from service.bundle import Manifest
 from service.errors import (
     BodyTooLarge,
     BodyTooSlow,
     ClientLeft,
     InvalidBody,
     InvalidParameter,
-    TooManyImages,
     UnsupportedMediaType,
 )
+from service.routes.rules import OPTIONS, Options, PredictQuery, Rules, repeated
 from service.schemas import PredictRequest
-from service.scoring import Knobs
 from service.settings import Settings
 
 RAW_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
-OPTIONS: Final = ("alpha", "prior_strength", "top_k", "breakpoints")
-DEFAULT_TOP_K: Final = 5
-
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_SWITCH: Final = {"true": True, "1": True, "false": False, "0": False}
-
-
-@dataclass(frozen=True, slots=True)
-class ImageQuery:
-    """One picture, its knobs, who chose its alpha, and what to call it in an error."""
-
-    data: bytes
-    field: str
-    knobs: Knobs
-    alpha_source: str
-
-
-@dataclass(frozen=True, slots=True)
-class PredictQuery:
-    """A whole request."""
-
-    images: list[ImageQuery]
-    top_k: int
-    breakpoints: bool
-
-
-@dataclass(slots=True)
-class _Options:
-    """What a request says of each option; None where it says nothing."""
-
-    alpha: float | None = None
-    prior_strength: float | None = None
-    top_k: int | None = None
-    breakpoints: bool | None = None
-
-
-class Rules:
-    """What a request may ask of this model under these settings."""
-
-    def __init__(self, manifest: Manifest, settings: Settings) -> None:
-        self.settings = settings
-        self._alpha = manifest.alpha
-        self._classes = len(manifest.classes)
-
-    def query(self, images: Sequence[tuple[bytes, str, float | None, float | None]], options: _Options) -> PredictQuery:
-        """Return the query of pictures given as (bytes, field, own alpha, own prior_strength)."""
-        self.refuse_too_many(len(images))
-        return PredictQuery(
-            [self._image(*image, options) for image in images],
-            min(DEFAULT_TOP_K, self._classes) if options.top_k is None else options.top_k,
-            bool(options.breakpoints),
-        )
-
-    def _image(
-        self, data: bytes, field: str, own_alpha: float | None, own_strength: float | None, options: _Options
-    ) -> ImageQuery:
-        alpha = options.alpha if own_alpha is None else own_alpha
-        strength = options.prior_strength if own_strength is None else own_strength
-        knobs = Knobs(self._alpha.default if alpha is None else alpha, 0.0 if strength is None else strength)
-        return ImageQuery(data, field, knobs, "model" if alpha is None else "request")
-
-    def alpha(self, value: float, field: str) -> float:
-        """Return the alpha if the model allows it."""
-        return _in_range(value, field, self._alpha.minimum, self._alpha.maximum)
-
-    def prior_strength(self, value: float, field: str) -> float:
-        """Return the prior_strength if the settings allow it."""
-        return _in_range(value, field, 0.0, self.settings.max_prior_strength)
-
-    def top_k(self, value: int, field: str) -> int:
-        """Return the number of classes to name if the model has so many."""
-        return int(_in_range(value, field, 1, self._classes))
-
-    def refuse_too_many(self, count: int) -> None:
-        """Refuse more images than a request may hold."""
-        limit = self.settings.max_images_per_request
-        if count > limit:
-            raise TooManyImages(
-                f"A request may hold at most {limit} images.",
-                field="images",
-                value=count,
-                remedy="Split it into several requests.",
-            )
-
-    def options(self, pairs: Sequence[tuple[str, str]], where: str) -> _Options:
-        """Return the options written as text, each at most once."""
-        options = _Options()
-        for name, text in pairs:
-            if name not in OPTIONS:
-                raise InvalidParameter(
-                    f"The {where} takes no parameter called {name}.",
-                    field=name,
-                    value=text,
-                    remedy=f"Use {', '.join(OPTIONS)}, or leave it out.",
-                )
-            if getattr(options, name) is not None:
-                raise _repeated(name, text)
-            setattr(options, name, self.option(name, text))
-        return options
-
-    def option(self, name: str, text: str) -> float | int | bool:
-        """Return the value of an option written as text."""
-        if name == "breakpoints":
-            if text not in _SWITCH:
-                raise InvalidParameter(
-                    f"{name} must be true or false.", field=name, value=text, remedy="Send true or false."
-                )
-            return _SWITCH[text]
-        if name == "top_k":
-            if not (text.isascii() and text.isdigit() and len(text) < 10):
-                raise InvalidParameter(
-                    f"{name} must be a whole number.", field=name, value=text, remedy="Send digits only, such as 5."
-                )
-            return self.top_k(int(text), name)
-        return (
-            self.alpha(_number(text, name), name) if name == "alpha" else self.prior_strength(_number(text, name), name)
-        )
 
 
 async def read_query(request: Request, rules: Rules) -> PredictQuery:
@@ -217,9 +96,9 @@ def _too_large(limit: int, size: int | None) -> BodyTooLarge:
     )
 
 
-def _query_string(raw: bytes, rules: Rules) -> _Options:
+def _query_string(raw: bytes, rules: Rules) -> Options:
     if not raw:
-        return _Options()
+        return Options()
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError as error:
@@ -232,7 +111,7 @@ def _query_string(raw: bytes, rules: Rules) -> _Options:
     return rules.options(pairs, "query string")
 
 
-def _json(body: bytes, options: _Options, rules: Rules) -> PredictQuery:
+def _json(body: bytes, options: Options, rules: Rules) -> PredictQuery:
     try:
         content = PredictRequest.model_validate_json(body)
     except ValidationError as error:
@@ -241,7 +120,7 @@ def _json(body: bytes, options: _Options, rules: Rules) -> PredictQuery:
     for name in OPTIONS:
         value = getattr(content, name)
         if value is not None and getattr(options, name) is not None:
-            raise _repeated(name, str(value))
+            raise repeated(name, str(value))
         if value is not None:
             setattr(options, name, value if name == "breakpoints" else getattr(rules, name)(value, name))
     images = []
@@ -288,7 +167,7 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 1 << 62
 
 
-async def _multipart(request: Request, body: bytes, options: _Options, rules: Rules) -> PredictQuery:
+async def _multipart(request: Request, body: bytes, options: Options, rules: Rules) -> PredictQuery:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
@@ -315,7 +194,7 @@ async def _multipart(request: Request, body: bytes, options: _Options, rules: Ru
     return _from_parts(files, texts, options, rules)
 
 
-def _from_parts(files: list[bytes], texts: dict[str, list[str]], options: _Options, rules: Rules) -> PredictQuery:
+def _from_parts(files: list[bytes], texts: dict[str, list[str]], options: Options, rules: Rules) -> PredictQuery:
     if not files:
         raise InvalidBody(
             "The form holds no picture.",
@@ -329,16 +208,16 @@ def _from_parts(files: list[bytes], texts: dict[str, list[str]], options: _Optio
     for name in ("top_k", "breakpoints"):
         for text in texts[name]:
             if getattr(options, name) is not None:
-                raise _repeated(name, text)
+                raise repeated(name, text)
             setattr(options, name, rules.option(name, text))
     fields = [f"image[{position}]" for position in range(len(files))]
     return rules.query(list(zip(files, fields, alphas, strengths, strict=True)), options)
 
 
-def _one_each(name: str, texts: list[str], count: int, options: _Options, rules: Rules) -> Sequence[float | None]:
+def _one_each(name: str, texts: list[str], count: int, options: Options, rules: Rules) -> Sequence[float | None]:
     """Return a knob for each picture: none given, one for all, or one for each in order."""
     if texts and getattr(options, name) is not None:
-        raise _repeated(name, texts[0])
+        raise repeated(name, texts[0])
     if len(texts) not in {0, 1, count}:
         raise InvalidParameter(
             f"The form holds {len(texts)} times {name} for {count} images.",
@@ -358,28 +237,3 @@ def _unknown_part(name: str, part: UploadFile | str) -> InvalidParameter:
         value=part.filename if isinstance(part, UploadFile) else part,
         remedy=f"Send pictures as file parts called image, and {', '.join(OPTIONS)} as text parts.",
     )
-
-
-def _repeated(name: str, text: str) -> InvalidParameter:
-    return InvalidParameter(
-        f"{name} is given more than once.", field=name, value=text, remedy="Give it once, in one place."
-    )
-
-
-def _number(text: str, field: str) -> float:
-    if not _NUMBER.fullmatch(text):
-        raise InvalidParameter(
-            f"{field} must be a finite number.", field=field, value=text, remedy="Send one such as 1.5."
-        )
-    return float(text)
-
-
-def _in_range(value: float, field: str, low: float, high: float) -> float:
-    if not low <= value <= high:  # false for NaN
-        raise InvalidParameter(
-            f"{field} must lie between {low:g} and {high:g}.",
-            field=field,
-            value=value if abs(value) < float("inf") else str(value),
-            remedy=f"Send a number from {low:g} to {high:g}.",
-        )
-    return value

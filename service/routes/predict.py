@@ -19,8 +19,9 @@ from service.images import Pixels
 from service.routes.answers import Answer
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
-from service.routes.forms import ImageQuery, PredictQuery, read_query
+from service.routes.forms import read_query
 from service.routes.predict_docs import DESCRIPTION, OPENAPI
+from service.routes.rules import ImageQuery, PredictQuery
 from service.schemas import PredictResponse
 from service.scoring import Knobs, Score
 

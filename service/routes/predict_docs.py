@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from service.routes.forms import DEFAULT_TOP_K, RAW_TYPES
+from service.routes.forms import RAW_TYPES
+from service.routes.rules import DEFAULT_TOP_K
 from service.schemas import PredictRequest
 
 DESCRIPTION = """\

@@ -1,0 +1,159 @@
+"""What a request may ask of this model under these settings, and what it has asked once that is settled.
+
+Values come as text or as numbers, and are refused with their name, the value and the remedy. It knows no form of
+request: `service.routes.forms` reads those.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from service.bundle import Manifest
+from service.errors import InvalidParameter, TooManyImages
+from service.scoring import Knobs
+from service.settings import Settings
+
+OPTIONS: Final = ("alpha", "prior_strength", "top_k", "breakpoints")
+DEFAULT_TOP_K: Final = 5
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_SWITCH: Final = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageQuery:
+    """One picture, its knobs, who chose its alpha, and what to call it in an error."""
+
+    data: bytes
+    field: str
+    knobs: Knobs
+    alpha_source: str
+
+
+@dataclass(frozen=True, slots=True)
+class PredictQuery:
+    """A whole request."""
+
+    images: list[ImageQuery]
+    top_k: int
+    breakpoints: bool
+
+
+@dataclass(slots=True)
+class Options:
+    """What a request says of each option; None where it says nothing."""
+
+    alpha: float | None = None
+    prior_strength: float | None = None
+    top_k: int | None = None
+    breakpoints: bool | None = None
+
+
+class Rules:
+    """What a request may ask of this model under these settings."""
+
+    def __init__(self, manifest: Manifest, settings: Settings) -> None:
+        self.settings = settings
+        self._alpha = manifest.alpha
+        self._classes = len(manifest.classes)
+
+    def query(self, images: Sequence[tuple[bytes, str, float | None, float | None]], options: Options) -> PredictQuery:
+        """Return the query of pictures given as (bytes, field, own alpha, own prior_strength)."""
+        self.refuse_too_many(len(images))
+        return PredictQuery(
+            [self._image(*image, options) for image in images],
+            min(DEFAULT_TOP_K, self._classes) if options.top_k is None else options.top_k,
+            bool(options.breakpoints),
+        )
+
+    def _image(
+        self, data: bytes, field: str, own_alpha: float | None, own_strength: float | None, options: Options
+    ) -> ImageQuery:
+        alpha = options.alpha if own_alpha is None else own_alpha
+        strength = options.prior_strength if own_strength is None else own_strength
+        knobs = Knobs(self._alpha.default if alpha is None else alpha, 0.0 if strength is None else strength)
+        return ImageQuery(data, field, knobs, "model" if alpha is None else "request")
+
+    def alpha(self, value: float, field: str) -> float:
+        """Return the alpha if the model allows it."""
+        return _in_range(value, field, self._alpha.minimum, self._alpha.maximum)
+
+    def prior_strength(self, value: float, field: str) -> float:
+        """Return the prior_strength if the settings allow it."""
+        return _in_range(value, field, 0.0, self.settings.max_prior_strength)
+
+    def top_k(self, value: int, field: str) -> int:
+        """Return the number of classes to name if the model has so many."""
+        return int(_in_range(value, field, 1, self._classes))
+
+    def refuse_too_many(self, count: int) -> None:
+        """Refuse more images than a request may hold."""
+        limit = self.settings.max_images_per_request
+        if count > limit:
+            raise TooManyImages(
+                f"A request may hold at most {limit} images.",
+                field="images",
+                value=count,
+                remedy="Split it into several requests.",
+            )
+
+    def options(self, pairs: Sequence[tuple[str, str]], where: str) -> Options:
+        """Return the options written as text, each at most once."""
+        options = Options()
+        for name, text in pairs:
+            if name not in OPTIONS:
+                raise InvalidParameter(
+                    f"The {where} takes no parameter called {name}.",
+                    field=name,
+                    value=text,
+                    remedy=f"Use {', '.join(OPTIONS)}, or leave it out.",
+                )
+            if getattr(options, name) is not None:
+                raise repeated(name, text)
+            setattr(options, name, self.option(name, text))
+        return options
+
+    def option(self, name: str, text: str) -> float | int | bool:
+        """Return the value of an option written as text."""
+        if name == "breakpoints":
+            if text not in _SWITCH:
+                raise InvalidParameter(
+                    f"{name} must be true or false.", field=name, value=text, remedy="Send true or false."
+                )
+            return _SWITCH[text]
+        if name == "top_k":
+            if not (text.isascii() and text.isdigit() and len(text) < 10):
+                raise InvalidParameter(
+                    f"{name} must be a whole number.", field=name, value=text, remedy="Send digits only, such as 5."
+                )
+            return self.top_k(int(text), name)
+        return (
+            self.alpha(_number(text, name), name) if name == "alpha" else self.prior_strength(_number(text, name), name)
+        )
+
+
+def repeated(name: str, text: str) -> InvalidParameter:
+    """Return the refusal of an option that is given more than once."""
+    return InvalidParameter(
+        f"{name} is given more than once.", field=name, value=text, remedy="Give it once, in one place."
+    )
+
+
+def _number(text: str, field: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise InvalidParameter(
+            f"{field} must be a finite number.", field=field, value=text, remedy="Send one such as 1.5."
+        )
+    return float(text)
+
+
+def _in_range(value: float, field: str, low: float, high: float) -> float:
+    if not low <= value <= high:  # false for NaN
+        raise InvalidParameter(
+            f"{field} must lie between {low:g} and {high:g}.",
+            field=field,
+            value=value if abs(value) < float("inf") else str(value),
+            remedy=f"Send a number from {low:g} to {high:g}.",
+        )
+    return value
