@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from trainer.alpha import AlphaChoice
@@ -73,18 +73,31 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write the checkpoint whole or not at all, and flush it to the disk, before the old one gives way."""
+    """Write the checkpoint whole or not at all, and flush it to the disk, before the old one gives way.
+
+    Raises:
+        TrainerError: the disk is full or the folder cannot be written; the old checkpoint is kept.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
     extra = {"dataset_mean": checkpoint.dataset_mean, "sample_images": checkpoint.sample_images}
     tensors |= {name: tensor for name, tensor in extra.items() if tensor is not None}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(tensors, metadata={"evenkeel": FORMAT_VERSION, "state": json.dumps(_state(checkpoint))})
     target = folder / CHECKPOINT_FILE
     staging = target.with_suffix(".partial")
-    save_file(tensors, staging, metadata={"evenkeel": FORMAT_VERSION, "state": json.dumps(_state(checkpoint))})
-    with staging.open("rb") as file:
-        os.fsync(file.fileno())
-    staging.replace(target)
+    try:
+        with staging.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(target)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise TrainerError(
+            f"{target}: cannot be written ({error.strerror}); the checkpoint before it, if any, is kept. "
+            "Mend that and go on with train --resume"
+        ) from error
     return target
 
 
@@ -108,7 +121,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{file}: has checkpoint format {metadata.get('evenkeel')!r}, this version reads {FORMAT_VERSION!r}; "
             "use the version of evenkeel that wrote it"
         )
-    return _restore(json.loads(metadata["state"]), tensors)
+    try:
+        return _restore(json.loads(metadata["state"]), tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainerError(
+            f"{file}: its description is damaged or of another version ({type(error).__name__}: {error}); "
+            "use the version of evenkeel that wrote it"
+        ) from error
 
 
 def _state(checkpoint: Checkpoint) -> dict[str, Any]:

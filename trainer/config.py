@@ -3,6 +3,7 @@
 It knows what the settings mean only as far as they can be checked without data or a model.
 """
 
+import re
 from difflib import get_close_matches
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -19,6 +20,10 @@ from trainer.errors import TrainerError
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+# What the parser raises: dates and numbers that cannot be (2026-13-01) come as ValueError.
+BROKEN_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class Section(BaseModel):
@@ -37,7 +42,7 @@ class LongTail(Section):
 
     profile: Literal["none", "exponential", "step"] = "none"
     imbalance_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1
-    seed: int | None = Field(None, ge=0, description="which images stay: null keeps the first ones of each class")
+    seed: Seed | None = Field(None, description="which images stay: null keeps the first ones of each class")
 
     @model_validator(mode="after")
     def _factor_has_a_profile(self) -> Self:
@@ -65,13 +70,13 @@ class DataConfig(Section):
     long_tail: LongTail = LongTail()
     validation_share: Share = Field(0, description="share of each class's training images held out to choose alpha")
     in_memory: bool = Field(True, description="hold all pixels on the device; else decode in worker processes")
-    num_workers: int = Field(4, ge=0)
+    num_workers: int = Field(4, ge=0, le=1024)
 
 
 class AugmentConfig(Section):
     """Training transforms; 0 switches one off."""
 
-    crop_padding: int = Field(0, ge=0, description="random crop of the picture padded by so many black pixels")
+    crop_padding: int = Field(0, ge=0, le=4096, description="random crop of the picture padded by so many black pixels")
     random_resized_crop: bool = False
     horizontal_flip: bool = False
     color_jitter: NonNegative = Field(0, description="strength of brightness, contrast and saturation changes")
@@ -87,7 +92,7 @@ class BackboneConfig(Section):
 class HeadConfig(Section):
     """The de-confounded classifier and its momentum direction."""
 
-    num_heads: int = Field(2, ge=1)
+    num_heads: int = Field(2, ge=1, le=2**16)
     tau: Positive = 16.0
     gamma: NonNegative = 1 / 32
     momentum_decay: Annotated[float, Field(ge=0, le=1)] | Literal["coupled"] = Field(
@@ -103,12 +108,18 @@ class OptimizerConfig(Section):
     nesterov: bool = False
     weight_decay: NonNegative = 5e-4
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true needs a momentum above 0, got 0")
+        return self
+
 
 class ScheduleConfig(Section):
     """Epochs and the learning rate over them."""
 
-    epochs: int = Field(ge=1)
-    warmup_epochs: int = Field(0, ge=0)
+    epochs: int = Field(ge=1, le=2**31)
+    warmup_epochs: int = Field(0, ge=0, le=2**31)
     warmup_start: Share = Field(1 / 3, description="share of the learning rate that the warm-up starts from")
     decay: Literal["constant", "steps", "cosine"] = "constant"
     milestones: tuple[int, ...] = ()
@@ -145,9 +156,9 @@ class AlphaConfig(Section):
 class Recipe(Section):
     """All that determines a training run, apart from the machine."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
-    seed: int = Field(0, ge=0)
-    batch_size: int = Field(ge=2)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")
+    seed: Seed = 0
+    batch_size: int = Field(ge=2, le=2**20)
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 autocast where the device computes in bf16, else fp32"
     )
@@ -203,21 +214,36 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
 
 def explain(error: ValidationError) -> str:
     """Say each fault of a recipe in a line: the key, the value and what is allowed."""
-    return "\n".join(_explain_one(fault) for fault in error.errors())
+    faults: dict[str, list[ErrorDetails]] = {}
+    for fault in error.errors():
+        faults.setdefault(_key(fault), []).append(fault)
+    return "\n".join(f"{key}: {_explain_key(key, its)}" if key else _message(its[0]) for key, its in faults.items())
 
 
-def _explain_one(fault: ErrorDetails) -> str:
-    path = [str(part) for part in fault["loc"]]
-    key = ".".join(path) or "recipe"
-    if fault["type"] == "extra_forbidden":
-        allowed = _allowed_keys(path[:-1])
-        near = get_close_matches(path[-1], allowed, n=1)
+def _key(fault: ErrorDetails) -> str:
+    parts = [str(part) for part in fault["loc"]]
+    if fault["type"] != "extra_forbidden":  # where several types are allowed, pydantic adds the type: no name of a key
+        parts = [part for part in parts if re.fullmatch(r"\w+", part)]
+    return ".".join(parts)
+
+
+def _explain_key(key: str, faults: list[ErrorDetails]) -> str:
+    kind, value = faults[0]["type"], faults[0]["input"]
+    section, _, name = key.rpartition(".")
+    if kind == "extra_forbidden":
+        allowed = _allowed_keys(section.split("."))
+        near = get_close_matches(name, allowed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"{key}: unknown key with value {fault['input']!r}; {hint}allowed are {', '.join(allowed)}"
-    if fault["type"] == "missing":
-        return f"{key}: missing; add it to the recipe or by --set {key}=..."
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if fault["type"] == "value_error" else f"{key}: {message}, got {fault['input']!r}"
+        return f"unknown key with value {value!r}; {hint}allowed are {', '.join(allowed)}"
+    if kind == "missing":
+        remedy = "give one number more" if name.isdigit() else f"add it to the recipe or by --set {key}=..."
+        return f"missing; {remedy}"
+    message = "; or ".join(_message(fault) for fault in faults)
+    return message if kind == "value_error" else f"{message}, got {value!r}"
+
+
+def _message(fault: ErrorDetails) -> str:
+    return "Must be a mapping of keys" if fault["type"] == "model_type" else fault["msg"].removeprefix("Value error, ")
 
 
 def _allowed_keys(path: list[str]) -> list[str]:
@@ -241,14 +267,28 @@ def _read_yaml(name_or_path: str) -> dict[str, Any]:
             f"recipe {name_or_path!r}: not known; give one of {', '.join(recipe_names())}, or the path of a .yaml file"
         )
     try:
-        settings = yaml.safe_load(file.read_text())
+        settings = _parse(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise TrainerError(f"recipe {name_or_path}: cannot be read ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except BROKEN_YAML as error:
         raise TrainerError(f"recipe {name_or_path}: not valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise TrainerError(f"recipe {name_or_path}: must be a mapping of keys, got {type(settings).__name__}")
     return settings
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that occurs twice in a mapping: YAML lets the last one win, unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in sorted({key for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:  # noqa: ANN401 - what YAML may hold
+    return yaml.load(text, _UniqueKeys)  # noqa: S506 - a safe loader
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:
@@ -261,6 +301,6 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         if not isinstance(settings, dict):
             raise TrainerError(f"--set {override!r}: {section} is a value and has no keys")
     try:
-        settings[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        settings[last] = _parse(value)
+    except BROKEN_YAML as error:
         raise TrainerError(f"--set {override!r}: the value is not valid YAML: {error}") from error

@@ -5,6 +5,7 @@ of (split, seed, epoch), so that a resumed run sees what an unbroken one would h
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,8 @@ from trainer.errors import TrainerError
 from trainer.long_tail import hold_out, select_long_tail
 from trainer.pixels import open_rgb, to_pixels
 from trainer.progress import track
-from trainer.sources import Table, load_source, open_image
+from trainer.sources import load_source
+from trainer.table import Table
 
 Batch = tuple[Tensor, Tensor]
 
@@ -38,12 +40,20 @@ class Splits:
     class_counts: NDArray[np.int64]
 
     def fingerprint(self) -> str:
-        """Hash which pictures train the model: their bytes (or paths) and labels, in order."""
+        """Hash which pictures train the model: their bytes (or their paths in the source) and labels, in order."""
         digest = hashlib.sha256(self.train.labels.tobytes())
-        for row in self.train.rows:
-            image = row["image"]
-            digest.update(hashlib.sha256(image["bytes"] or str(image["path"]).encode()).digest())
+        pictures = [_content(row["image"] or {}) for row in self.train.rows]
+        # What all paths begin with says where the pictures lie, not which they are.
+        paths = [one for one in pictures if isinstance(one, str)]
+        top = len(os.path.commonprefix(paths))  # noqa: RUF071 - any beginning will do, and this one never fails
+        for one in pictures:
+            digest.update(one if isinstance(one, bytes) else hashlib.sha256(one[top:].encode()).digest())
         return digest.hexdigest()
+
+
+def _content(image: dict[str, Any]) -> bytes | str:
+    """Take the hash of a picture's bytes, or its path."""
+    return hashlib.sha256(image["bytes"]).digest() if image.get("bytes") else str(image.get("path"))
 
 
 def load_splits(recipe: Recipe) -> Splits:
@@ -57,6 +67,11 @@ def load_splits(recipe: Recipe) -> Splits:
     train = train.select(select_long_tail(train.labels, len(source.class_names), recipe.data.long_tail))
     if recipe.data.validation_share:
         kept, held_out = hold_out(train.labels, recipe.data.validation_share, recipe.seed)
+        if not len(held_out):
+            raise TrainerError(
+                f"data.validation_share: {recipe.data.validation_share:g} of a class with at most "
+                f"{np.bincount(train.labels).max()} images is no image; choose a larger share"
+            )
         train, validation = train.select(kept), train.select(held_out)
     counts = np.bincount(train.labels, minlength=len(source.class_names))
     for empty in np.flatnonzero(counts == 0):
@@ -69,7 +84,7 @@ def load_splits(recipe: Recipe) -> Splits:
 
 def decode(table: Table, index: int, spec: InputSpec) -> NDArray[np.uint8]:
     """Decode one picture to the model's pixels [H, W, 3]."""
-    return to_pixels(open_rgb(open_image(table.rows[index]), table.name_of(index)), spec)
+    return to_pixels(open_rgb(*table.picture(index)), spec)
 
 
 class Pixels:
@@ -95,7 +110,7 @@ class Pixels:
         torch.manual_seed(_mix(self.recipe.seed, epoch) + 1)
         batches = order.split(self.recipe.batch_size)[: self.steps_per_epoch()]
         if self._held is None:
-            yield from self._from_workers(batches, augmented=True)
+            yield from self._from_workers(batches, epoch)
             return
         for rows in (batch.to(self.device) for batch in batches):
             yield self._augment(to_unit_range(self._held[rows])), self._labels[rows]
@@ -108,35 +123,77 @@ class Pixels:
         """Yield (pixels, labels) in the split's order, resized and cropped as in serving."""
         batches = torch.arange(len(self)).split(self.recipe.batch_size)
         if self._held is None:
-            yield from self._from_workers(batches, augmented=False)
+            yield from self._from_workers(batches, None)
             return
         for rows in (batch.to(self.device) for batch in batches):
             yield to_unit_range(self._held[rows]), self._labels[rows]
 
-    def _from_workers(self, batches: tuple[Tensor, ...], *, augmented: bool) -> Iterator[Batch]:
+    def _from_workers(self, batches: tuple[Tensor, ...], epoch: int | None) -> Iterator[Batch]:
         loader = DataLoader(
-            _Decoded(self.table, self.recipe, augmented=augmented),
+            _Decoded(self.table, self.recipe, epoch),
             batch_sampler=[rows.tolist() for rows in batches],
-            num_workers=self.recipe.data.num_workers,
+            num_workers=min(self.recipe.data.num_workers, _usable_cores()),
+            collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
         )
-        for pixels, labels in loader:
-            yield to_unit_range(pixels.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
+        for batch in _or_say_who_died(loader):
+            if isinstance(batch, TrainerError):
+                raise batch
+            pixels, labels = (part.to(self.device, non_blocking=True) for part in batch)
+            yield to_unit_range(pixels), labels
 
 
 class _Decoded(Dataset[Any]):
-    """Decodes a picture when asked for it: what worker processes run."""
+    """Decodes a picture when asked for it: what worker processes run.
 
-    def __init__(self, table: Table, recipe: Recipe, *, augmented: bool) -> None:
-        self.table, self.spec = table, recipe.input
-        self.transform = sample_augmentation(recipe.augment, recipe.input) if augmented else None
+    Changes of a training picture are drawn by (seed, epoch, row) alone, whichever worker makes them. A fault is
+    returned, not raised: torch would bury its message under the worker's traceback.
+    """
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        label = int(self.table.labels[index])
-        if self.transform is None:
-            return torch.from_numpy(decode(self.table, index, self.spec).copy()).permute(2, 0, 1), label
-        image = open_rgb(open_image(self.table.rows[index]), self.table.name_of(index))
-        return self.transform(image), label
+    def __init__(self, table: Table, recipe: Recipe, epoch: int | None) -> None:
+        self.table, self.spec, self.seed, self.epoch = table, recipe.input, recipe.seed, epoch
+        self.transform = sample_augmentation(recipe.augment, recipe.input)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | TrainerError:
+        try:
+            return self._pixels(index), int(self.table.labels[index])
+        except TrainerError as error:
+            return error
+
+    def _pixels(self, index: int) -> Tensor:
+        if self.epoch is None:
+            return torch.from_numpy(decode(self.table, index, self.spec).copy()).permute(2, 0, 1)
+        image = open_rgb(*self.table.picture(index))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(self.seed, self.epoch, index))
+            pixels: Tensor = self.transform(image)
+        return pixels
+
+
+def _collate(samples: list[tuple[Tensor, int] | TrainerError]) -> Batch | TrainerError:
+    pictures = []
+    for sample in samples:
+        if isinstance(sample, TrainerError):
+            return sample
+        pictures.append(sample)
+    pixels, labels = zip(*pictures, strict=True)
+    return torch.stack(pixels), torch.tensor(labels)
+
+
+def _or_say_who_died(loader: DataLoader[Any]) -> Iterator[Batch | TrainerError]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainerError(
+            f"data.num_workers: a worker process died ({error}); lower data.num_workers or batch_size, "
+            "or give the container more shared memory (docker run --shm-size=2g)"
+        ) from error
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _hold(table: Table, spec: InputSpec, device: torch.device, name: str) -> Tensor:
@@ -146,6 +203,6 @@ def _hold(table: Table, spec: InputSpec, device: torch.device, name: str) -> Ten
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
 
 
-def _mix(seed: int, epoch: int) -> int:
-    """Make one 63-bit seed of two numbers, far from those of neighbouring epochs and seeds."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
+def _mix(*numbers: int) -> int:
+    """Make one 63-bit seed of several numbers, far from those of neighbouring epochs and seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

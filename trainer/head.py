@@ -210,7 +210,8 @@ def _normalised_weight(
 ) -> Float[Tensor, "classes heads slice"]:
     slices = weight.unflatten(-1, (num_heads, -1))
     norm = torch.linalg.vector_norm(slices, dim=-1, keepdim=True) + gamma
-    return slices / torch.where(norm > 0, norm, 1)
+    normalised: Tensor = slices / torch.where(norm > 0, norm, 1)
+    return normalised
 
 
 def _check_shapes(features: Tensor, weight: Tensor, direction: Tensor, num_heads: int) -> None:

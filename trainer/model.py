@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trainer.backbones import create_backbone
 from trainer.config import Recipe
+from trainer.errors import TrainerError
 from trainer.head import DeconfoundedHead
 
 
@@ -25,6 +26,11 @@ class LongTailClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(recipe.input.std).view(1, 3, 1, 1), persistent=False)
         self.backbone = create_backbone(recipe.backbone)
         head = recipe.head
+        if self.backbone.num_features % head.num_heads:
+            raise TrainerError(
+                f"head.num_heads: must divide the {self.backbone.num_features} features of {recipe.backbone.name}, "
+                f"got {head.num_heads}"
+            )
         self.head = DeconfoundedHead(
             self.backbone.num_features, num_classes, num_heads=head.num_heads, tau=head.tau, gamma=head.gamma
         )

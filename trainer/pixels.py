@@ -4,7 +4,7 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from service.bundle import InputSpec
 from trainer.errors import TrainerError
@@ -21,6 +21,8 @@ def open_rgb(file: BytesIO | str, name: str) -> Image.Image:
     try:
         with Image.open(file) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise TrainerError(f"{name}: is not a picture of a known format; mend or remove it") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise TrainerError(f"{name}: cannot be read as a picture ({error}); mend or remove it") from error
 

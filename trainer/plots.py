@@ -22,6 +22,8 @@ def plot_tradeoff(evaluation: Evaluation, default_alpha: float, title: str, file
         axes.stairs(100 * values, edges, baseline=None, color=COLORS[group], label=f"{group}-shot classes", lw=1.5)
     axes.stairs(100 * curve.overall, edges, baseline=None, color="black", label="all classes", lw=2.5)
     for alpha, name in ((0.0, "plain"), (default_alpha, "default")):
+        if not curve.low <= alpha <= curve.high:
+            continue
         overall = 100 * curve.at(alpha)["overall"]
         axes.axvline(alpha, color="grey", lw=1, ls=":")
         axes.annotate(

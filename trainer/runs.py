@@ -1,6 +1,7 @@
 """A run's folder from beginning to end: train, choose alpha, evaluate. It ties the parts together over files."""
 
 import json
+import math
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from trainer.alpha import choose_alpha
 from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
 from trainer.config import Recipe
 from trainer.data import Pixels, Splits, decode, load_splits
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, writing
 from trainer.evaluate import Evaluation, evaluate_branches, sampled_curve
 from trainer.inference import branches_of, extract_features, feature_means
 from trainer.model import LongTailClassifier
@@ -36,7 +37,8 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
     Raises:
         TrainerError: a folder that holds a run already (without resume), or any fault of recipe and data.
     """
-    has_checkpoint = (folder / CHECKPOINT_FILE).exists()
+    with writing(folder):  # a name that cannot be
+        has_checkpoint = (folder / CHECKPOINT_FILE).exists()
     if has_checkpoint and not resume:
         raise TrainerError(f"--output {folder}: holds a run already; go on with --resume, or name another folder")
     device = choose_device(device_name)
@@ -44,11 +46,16 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
     training = Training(recipe, splits, device)
     if has_checkpoint:
         training.resume(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     _announce(recipe, splits, training.checkpoint, device, folder)
     train = Pixels(splits.train, recipe, device, name="training images")
-    training.run(train, folder)
+    try:
+        training.run(train, folder)
+    except KeyboardInterrupt:
+        console.print(f"stopped after {training.checkpoint.epoch} whole epochs; go on with --resume", soft_wrap=True)
+        raise
     checkpoint = training.checkpoint
     if not checkpoint.is_finished():
         _finish(checkpoint, training.model, train, splits)
@@ -58,6 +65,9 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
 
 def evaluate_run(folder: Path, *, data: str | None, device_name: str, alphas: list[float]) -> None:
     """Evaluate a finished run on its test split again, at more alphas if wanted."""
+    for alpha in alphas:
+        if not math.isfinite(alpha):
+            raise TrainerError(f"--alpha: must be a finite number, got {alpha}")
     checkpoint = finished_checkpoint(folder)
     recipe = with_data(checkpoint.recipe, data)
     device = choose_device(device_name)
@@ -169,9 +179,10 @@ def _evaluate(
     }
     report = _report(checkpoint, evaluations, extra_alphas)
     ema, default = evaluations["ema"], checkpoint.alphas["ema"].value
-    (folder / EVALUATION_FILE).write_text(json.dumps(report, indent=1) + "\n")
-    _save_curve(ema.curve, folder / CURVE_FILE)
-    plot_tradeoff(ema, default, f"{checkpoint.recipe.name}: the trade-off over alpha", folder / PLOT_FILE)
+    with writing(folder):
+        (folder / EVALUATION_FILE).write_text(json.dumps(report, indent=1) + "\n")
+        _save_curve(ema.curve, folder / CURVE_FILE)
+        plot_tradeoff(ema, default, f"{checkpoint.recipe.name}: the trade-off over alpha", folder / PLOT_FILE)
     _print(report, folder)
 
 

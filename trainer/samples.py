@@ -8,7 +8,7 @@ from PIL import Image
 
 from trainer.config import Recipe
 from trainer.data import Pixels, Splits, decode, load_splits
-from trainer.errors import TrainerError
+from trainer.errors import writing
 from trainer.inference import Branches, branches_of, extract_features
 from trainer.progress import console
 from trainer.runs import finished_checkpoint, restore_model, with_data
@@ -27,13 +27,11 @@ def write_samples(folder: Path, output: Path, *, data: str | None, count: int) -
     pixels = Pixels(splits.test, recipe, device, name="test images")
     model = restore_model(checkpoint, device)
     branches = branches_of(*extract_features(model, pixels, "test features"), model.head)
-    try:
+    with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         return [
             _write(splits, int(row), recipe, output) for row in choose_samples(branches, recipe.alpha.maximum)[:count]
         ]
-    except OSError as error:
-        raise TrainerError(f"--output {output}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def choose_samples(branches: Branches, maximum_alpha: float) -> NDArray[np.int64]:

@@ -24,7 +24,8 @@ def learning_rate(optimizer: OptimizerConfig, schedule: ScheduleConfig, progress
     if schedule.decay == "steps":
         return base * schedule.step_factor ** sum(progress >= milestone for milestone in schedule.milestones)
     if schedule.decay == "cosine":
-        share = (progress - schedule.warmup_epochs) / (schedule.epochs - schedule.warmup_epochs)
+        # A warm-up as long as the whole schedule leaves no epoch to decay over.
+        share = (progress - schedule.warmup_epochs) / max(schedule.epochs - schedule.warmup_epochs, 1)
         return base * (1 + math.cos(math.pi * share)) / 2
     return base
 

@@ -1,43 +1,27 @@
 """Where labelled pictures come from: the hub, parquet, image folders, list files, and the embedded digits.
 
-Every source becomes Hugging Face data sets with the columns ``image`` (bytes or path, not decoded) and ``label``.
+Every source is opened by the Hugging Face ``datasets`` library and becomes one table per split.
 This module knows neither the long tail nor pixels.
 """
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
-from datasets.exceptions import DatasetNotFoundError
-from numpy.typing import NDArray
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, disable_progress_bars, load_dataset
+from datasets.exceptions import DatasetsError
+from pydantic import ValidationError
 
+from service.bundle import ClassInfo
 from trainer.config import DataConfig, Lists
 from trainer.errors import TrainerError
+from trainer.progress import console
+from trainer.table import Table
 
+LIST_LINE = re.compile(r"(?P<path>.+?)\s+(?P<label>[0-9]{1,9})")
 SPLITS = {"train": "train", "test": "test", "validation": "val"}  # our name: how a file or split name begins
-
-
-@dataclass(frozen=True)
-class Table:
-    """Labelled pictures of one split, not yet decoded."""
-
-    rows: Dataset
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def select(self, indices: NDArray[np.int64]) -> "Table":
-        """Keep these rows, in this order."""
-        return Table(self.rows.select(indices), self.labels[indices])
-
-    def name_of(self, index: int) -> str:
-        """Say where a row comes from, for messages."""
-        return self.rows[index]["image"]["path"] or f"row {index}"
 
 
 @dataclass(frozen=True)
@@ -56,22 +40,25 @@ def load_source(config: DataConfig) -> Source:
     Raises:
         TrainerError: nothing there, no train or test split, columns that cannot be told, or a label out of range.
     """
+    if not console.is_terminal:
+        disable_progress_bars()
     if config.source == "digits":
         return _from_splits(_digits(), config)
     folder = Path(config.source).expanduser()
     if config.lists is not None:
-        return _from_splits(_list_files(folder, config.lists), config)
+        splits = _list_files(folder, config.lists)
+        return _from_splits(splits, config, _listed_names(folder, config.lists.class_names))
     if folder.is_dir():
         return _from_splits(_local(folder), config)
     if folder.exists() or config.source.startswith((".", "/", "~")):
-        raise TrainerError(f"data.source: {config.source!r} is not a folder; give a folder or a hub id")
+        raise TrainerError(f"data.source: {config.source!r} is no folder; give a folder or a hub id")
     return _from_splits(_hub(config.source), config)
 
 
 def _hub(name: str) -> DatasetDict:
     try:
         return _load(name)
-    except (ConnectionError, DatasetNotFoundError, OSError, ValueError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise TrainerError(
             f"data.source: {name!r} is no local folder and could not be had from the hub ({error}); "
             "check the name and the network, or name a local folder by --data"
@@ -85,7 +72,7 @@ def _local(folder: Path) -> DatasetDict:
     found = {split: files for split, files in parquet.items() if files}
     try:
         return _load("parquet", data_files=found) if found else _load("imagefolder", data_dir=str(folder))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         cause = error.__cause__ or error
         raise TrainerError(
             f"data.source: {folder} cannot be read ({cause}); it must hold train*.parquet and test*.parquet, "
@@ -124,47 +111,55 @@ def _digits() -> DatasetDict:
 
 def _list_files(folder: Path, lists: Lists) -> DatasetDict:
     files = {"train": lists.train, "test": lists.test, "validation": lists.validation}
-    tables = {split: _read_list(folder, name) for split, name in files.items() if name is not None}
-    names = _read_lines(folder / lists.class_names) if lists.class_names else None
-    label: ClassLabel | Value = ClassLabel(names=names) if names else Value("int64")
     features = Features({"image": Image(), "label": Value("int64")})
-    loaded = DatasetDict({split: Dataset.from_dict(table, features=features) for split, table in tables.items()})
-    if names:
-        for split, table in tables.items():
-            _check_labels(np.array(table["label"]), len(names), table["image"].__getitem__, split)
-    return loaded.cast_column("label", label)
+    return DatasetDict(
+        {
+            split: Dataset.from_dict(_read_list(folder, name), features=features)
+            for split, name in files.items()
+            if name is not None
+        }
+    )
 
 
 def _read_list(folder: Path, name: str) -> dict[str, list[Any]]:
     file = folder / name
     images, labels = [], []
-    for number, line in enumerate(_read_lines(file), start=1):
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isascii() or not label.isdigit():
+    for number, line in _read_lines(file):
+        match = LIST_LINE.fullmatch(line)
+        if match is None:
             raise TrainerError(f"{file}, line {number}: must read 'path label' with a whole number, got {line!r}")
-        if not (folder / path).is_file():
-            raise TrainerError(f"{file}, line {number}: no picture at {folder / path}; check data.source (--data)")
-        images.append(str(folder / path))
-        labels.append(int(label))
+        picture = folder / match["path"]
+        if not picture.is_file():
+            raise TrainerError(f"{file}, line {number}: no picture at {picture}; check data.source (--data)")
+        images.append(str(picture))
+        labels.append(int(match["label"]))
     if not images:
         raise TrainerError(f"{file}: is empty; it must hold 'path label' lines")
     return {"image": images, "label": labels}
 
 
-def _read_lines(file: Path) -> list[str]:
+def _listed_names(folder: Path, name: str | None) -> list[str] | None:
+    return [line for _, line in _read_lines(folder / name)] if name is not None else None
+
+
+def _read_lines(file: Path) -> list[tuple[int, str]]:
     try:
-        return [line for line in file.read_text().splitlines() if line.strip()]
+        lines = enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
     except (OSError, UnicodeDecodeError) as error:
         raise TrainerError(f"{file}: cannot be read ({error}); check data.source (--data) and data.lists") from error
+    return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
-def _from_splits(splits: DatasetDict, config: DataConfig) -> Source:
+def _from_splits(splits: DatasetDict, config: DataConfig, names: list[str] | None = None) -> Source:
     for required in ("train", "test"):
         if required not in splits:
             raise TrainerError(f"data.source: {config.source} has no {required} split, only {', '.join(splits)}")
     image, label = _columns(splits["train"], config)
-    names = _class_names(splits, label)
-    tables = {split: _table(rows, image, label, len(names), split) for split, rows in splits.items()}
+    tables = {split: Table.of(rows, image=image, label=label, split=split) for split, rows in splits.items()}
+    names = _class_names(splits["train"].features[label], tables) if names is None else names
+    _check_names(names)
+    for table in tables.values():
+        _check_labels(table, len(names), f"there are {len(names)} classes")
     return Source(tables["train"], tables["test"], tables.get("validation"), names)
 
 
@@ -172,6 +167,12 @@ def _columns(rows: Dataset, config: DataConfig) -> tuple[str, str]:
     images = [name for name, feature in rows.features.items() if isinstance(feature, Image) or "bytes" in str(feature)]
     labels = [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
     labels = labels or [name for name, feature in rows.features.items() if str(feature).startswith("Value('int")]
+    if not labels and config.label_column is None:
+        raise TrainerError(
+            f"data.label_column: no column of {config.source} holds labels, only {', '.join(rows.column_names)}. "
+            "Parquet needs whole numbers; a folder of pictures must read train/CLASS/PICTURE, with at least two "
+            "classes and no folder deeper or higher than that"
+        )
     return (
         _choose("image_column", config.image_column, images, rows.column_names),
         _choose("label_column", config.label_column, labels, rows.column_names),
@@ -186,30 +187,33 @@ def _choose(field: str, wanted: str | None, candidates: list[str], columns: list
     raise TrainerError(f"data.{field}: got {wanted!r}; name one of the columns {', '.join(columns)}")
 
 
-def _class_names(splits: DatasetDict, label: str) -> list[str]:
-    feature = splits["train"].features[label]
+def _class_names(feature: ClassLabel | Value, tables: dict[str, Table]) -> list[str]:
     if isinstance(feature, ClassLabel):
         return list(feature.names)
-    return [str(index) for index in range(max(max(rows[label]) for rows in splits.values()) + 1)]
+    # Every class needs a training image, so a label beyond their number is a fault and not a class.
+    for table in tables.values():
+        _check_labels(table, len(tables["train"]), f"{len(tables['train'])} training images make no more classes")
+    return [str(index) for index in range(max(int(table.labels.max()) for table in tables.values()) + 1)]
 
 
-def _table(rows: Dataset, image: str, label: str, num_classes: int, split: str) -> Table:
-    rows = rows.select_columns([image, label]).rename_columns({image: "image", label: "label"})
-    rows = rows.cast_column("image", Image(decode=False))
-    table = Table(rows, np.array(rows.with_format("numpy")["label"][:], dtype=np.int64))
-    _check_labels(table.labels, num_classes, table.name_of, split)
-    return table
+def _check_names(names: list[str]) -> None:
+    if len(names) < 2:
+        raise TrainerError(f"data.source: at least two classes are needed, got {len(names)}")
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise TrainerError(
+                f"data.source: class name {name!r} occurs twice, for {names.index(name)} and {index}; rename one"
+            )
+        try:
+            ClassInfo.of(name, train_count=1)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise TrainerError(f"data.source: name {name!r} of class {index}: {reason}") from error
 
 
-def _check_labels(labels: NDArray[np.int64], num_classes: int, name_of: Callable[[int], str], split: str) -> None:
-    for row in np.flatnonzero((labels < 0) | (labels >= num_classes)):
+def _check_labels(table: Table, num_classes: int, why: str) -> None:
+    for row in np.flatnonzero((table.labels < 0) | (table.labels >= num_classes)):
         raise TrainerError(
-            f"{split}, {name_of(int(row))}: label {labels[row]} is out of range; there are {num_classes} classes, "
-            f"0 to {num_classes - 1}"
+            f"{table.name_of(int(row))}: label {table.labels[row]} of the {table.split} split is out of range "
+            f"0 to {num_classes - 1}; {why}"
         )
-
-
-def open_image(row: dict[str, Any]) -> BytesIO | str:
-    """Give what Pillow opens: the bytes of a row's picture, or its path."""
-    image = row["image"]
-    return BytesIO(image["bytes"]) if image["bytes"] is not None else str(image["path"])

@@ -131,6 +131,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise TrainerError(f"--device {name!r}: must be auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise TrainerError("--device cuda: no GPU can be used here; give --device cpu, or mend the driver")
     return torch.device(name)
@@ -139,7 +141,7 @@ def choose_device(name: str) -> torch.device:
 def computes_bf16(device: torch.device) -> bool:
     """Tell whether the device has bf16 arithmetic of its own, so that bf16 is faster than fp32 there."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
