@@ -9,10 +9,10 @@ from importlib.metadata import version
 
 import numpy as np
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.batcher import DynamicBatcher
 from service.cores import available_cores
+from service.front_door import FrontDoor
 from service.images import ImageDecoder, Pixels
 from service.metrics import Metrics
 from service.model import Model
@@ -38,7 +38,7 @@ def create_app(settings: Settings, served: Model) -> FastAPI:
             await service.batcher.close(settings.shutdown_timeout)
             service.decoder.close()
 
-    app = FastAPI(
+    app = FrontDoor(
         title="evenkeel",
         summary="Image classification with a knob from head to tail classes.",
         version=version("evenkeel"),
@@ -50,7 +50,7 @@ def create_app(settings: Settings, served: Model) -> FastAPI:
     for part in (predict, model, health, metrics):
         app.include_router(part.router)
         routes |= {route.path for route in part.router.routes}
-    app.add_middleware(RequestCounter, metrics=service.metrics, routes=frozenset(routes))
+    app.counted_routes = frozenset(routes)
     return app
 
 
@@ -98,26 +98,3 @@ def _batch_function(served: Model) -> Callable[[list[tuple[Pixels, Knobs]]], Seq
         return score(branches, knobs, log_class_share=log_class_share, low=alpha.minimum, high=alpha.maximum)
 
     return run
-
-
-class RequestCounter:
-    """Counts answers by route and status; whatever is no route of the app counts as 'other'."""
-
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, routes: frozenset[str]) -> None:
-        self._app = app
-        self._requests = metrics.requests
-        self._routes = routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and count its answer."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        route = scope["path"] if scope["path"] in self._routes else "other"
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._requests.labels(route, message["status"]).inc()
-            await send(message)
-
-        await self._app(scope, receive, counted)

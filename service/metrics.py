@@ -4,8 +4,11 @@ Two apps in one process count apart. No label is unbounded: routes are the app's
 codes come from tables, shot groups are three. It knows nothing of how anything is measured.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from collections.abc import Sequence
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
+
+from service.histogram import LoopHistogram, LoopHistograms
 from service.manifest import SHOT_GROUPS
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -27,19 +30,16 @@ class Metrics:
         self.errors = Counter(
             "evenkeel_errors_total", "Requests answered with an error, by its code.", ["code"], registry=registry
         )
-        self.stage_seconds = Histogram(
+        stages = LoopHistograms(
             "evenkeel_stage_seconds",
             "Seconds of a request by stage: decode and total per request, queue per image, inference per batch.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
+            registry,
+            label="stage",
+            values=STAGES,
         )
-        self.decode_seconds, self.queue_seconds, self.inference_seconds, self.total_seconds = (
-            self.stage_seconds.labels(stage) for stage in STAGES
-        )
-        self.batch_size = Histogram(
-            "evenkeel_batch_size", "Images in one run of the model.", buckets=_COUNTS, registry=registry
-        )
+        self.decode_seconds, self.queue_seconds, self.inference_seconds, self.total_seconds = stages.series.values()
+        self.batch_size = _histogram("evenkeel_batch_size", "Images in one run of the model.", _COUNTS, registry)
         self.failed_batches = Counter(
             "evenkeel_failed_batches_total", "Runs of the model that failed.", registry=registry
         )
@@ -54,7 +54,7 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        self.alpha = Histogram("evenkeel_alpha", "Alpha of predictions.", buckets=_ALPHAS, registry=registry)
+        self.alpha = _histogram("evenkeel_alpha", "Alpha of predictions.", _ALPHAS, registry)
         self.predictions = Counter(
             "evenkeel_predictions_total", "Predictions by the winner's shot group.", ["shot_group"], registry=registry
         )
@@ -64,11 +64,11 @@ class Metrics:
             ["from_group", "to_group"],
             registry=registry,
         )
-        self.confounder_cosine = Histogram(
+        self.confounder_cosine = _histogram(
             "evenkeel_confounder_cosine",
             "Cosine between a picture's features and the momentum direction, mean over the slices.",
-            buckets=_COSINES,
-            registry=registry,
+            _COSINES,
+            registry,
         )
         self.confounder_cosine_mean = Gauge(
             "evenkeel_confounder_cosine_mean",
@@ -78,6 +78,9 @@ class Metrics:
         self.ready = Gauge("evenkeel_ready", "1 while requests are welcome, else 0.", registry=registry)
         self.model = Info("evenkeel_model", "The model that is served, and what runs it.", registry=registry)
         self._mean_cosine: float | None = None
+        self.confounder_cosine_mean.set_function(lambda: self._mean_cosine or 0.0)
+        self._predictions: dict[str, Counter] = {group: self.predictions.labels(group) for group in SHOT_GROUPS}
+        self._requests: dict[tuple[str, int], Counter] = {}
         self._start_at_zero()
 
     def _start_at_zero(self) -> None:
@@ -85,19 +88,28 @@ class Metrics:
         for reason in REJECTION_REASONS:
             self.rejected_images.labels(reason)
         for group in SHOT_GROUPS:
-            self.predictions.labels(group)
             for other in SHOT_GROUPS:
                 self.flips.labels(group, other)
+
+    def count_request(self, route: str, status: int) -> None:
+        """Count one answer; looks a series up once, as `labels` takes a lock and several microseconds."""
+        series = self._requests.get((route, status))
+        if series is None:
+            series = self._requests[route, status] = self.requests.labels(route, status)
+        series.inc()
 
     def observe_prediction(
         self, *, alpha: float, winner_group: str, plain_group: str, flipped: bool, confounder_cosine: float
     ) -> None:
         """Count one prediction."""
         self.alpha.observe(alpha)
-        self.predictions.labels(winner_group).inc()
+        self._predictions[winner_group].inc()
         if flipped:
             self.flips.labels(plain_group, winner_group).inc()
         self.confounder_cosine.observe(confounder_cosine)
         mean = confounder_cosine if self._mean_cosine is None else self._mean_cosine
         self._mean_cosine = mean + 0.001 * (confounder_cosine - mean)
-        self.confounder_cosine_mean.set(self._mean_cosine)
+
+
+def _histogram(name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> LoopHistogram:
+    return LoopHistograms(name, documentation, bounds, registry).series[""]

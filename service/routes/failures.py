@@ -71,6 +71,11 @@ def _translated(request: Request, error: HTTPException) -> ServiceError:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
+    return unexpected(request, error)
+
+
+def unexpected(request: Request, error: Exception) -> Response:
+    """Return the answer to a fault of ours: the log says all, the answer nothing."""
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return failure(
         InternalError("Something went wrong in the service.", remedy="Try again; the service's log says more."), request

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from service.errors import (
     BodyTooLarge,
@@ -65,11 +65,17 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     size = 0
     try:
         async with asyncio.timeout(settings.request_timeout):
-            async for chunk in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeft("The client closed the connection before the body was whole.")
+                chunk = message.get("body", b"")
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit, None)
                 chunks.append(chunk)
+                more = message.get("more_body", False)
     except TimeoutError as error:
         raise BodyTooSlow(
             f"The body did not arrive within {settings.request_timeout:g} seconds.",
@@ -77,9 +83,7 @@ async def read_body(request: Request, settings: Settings) -> bytes:
             value=size,
             remedy="Send it faster, or a smaller one.",
         ) from error
-    except ClientDisconnect as error:
-        raise ClientLeft("The client closed the connection before the body was whole.") from error
-    return chunks[0] if len(chunks) == 2 else b"".join(chunks)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _refuse_declared_size(declared: str | None, limit: int) -> None:

@@ -5,8 +5,6 @@ is decoded, and whoever has left costs no run of the model.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from time import perf_counter
 
 import orjson
@@ -48,8 +46,11 @@ async def predict(request: Request) -> Response:
     with service.batcher.admit(len(query.images)) as admission:
         pixels = await _decode(query.images, service)
         items = [(picture, image.knobs) for picture, image in zip(pixels, query.images, strict=True)]
-        async with _leaving_with(request, admission):
+        watch = _Watch(request, admission)
+        try:
             scores = await admission.run(items, deadline=deadline)
+        finally:
+            watch.end()
     body = orjson.dumps(_answer(query, scores, service))
     service.metrics.total_seconds.observe(perf_counter() - begin)
     return Response(body, media_type="application/json")
@@ -66,23 +67,29 @@ async def _decode(images: list[ImageQuery], service: Service) -> list[Pixels]:
     return pixels
 
 
-@asynccontextmanager
-async def _leaving_with(request: Request, admission: Admission[tuple[Pixels, Knobs], Score]) -> AsyncIterator[None]:
-    """Abandon the admission if the client leaves; the question is asked only of requests that take a while."""
-    watch: list[asyncio.Task[None]] = []
+class _Watch:
+    """Abandons an admission if the client leaves; the question is asked only of requests that take a while."""
 
-    async def abandon() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
+    __slots__ = ("_admission", "_request", "_task", "_timer")
+
+    def __init__(self, request: Request, admission: Admission[tuple[Pixels, Knobs], Score]) -> None:
+        self._request, self._admission = request, admission
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_PATIENCE, self._begin)
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._abandon())
+
+    async def _abandon(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
             pass
-        admission.abandon()
+        self._admission.abandon()
 
-    timer = asyncio.get_running_loop().call_later(_PATIENCE, lambda: watch.append(asyncio.create_task(abandon())))
-    try:
-        yield
-    finally:
-        timer.cancel()
-        for task in watch:
-            task.cancel()
+    def end(self) -> None:
+        """Stop asking: the answer is there."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
 
 def _answer(query: PredictQuery, scores: list[Score], service: Service) -> Answer:
