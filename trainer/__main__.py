@@ -1,11 +1,11 @@
 """The command line: train, evaluate, export. It wires the parts together and holds no logic of its own."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.markup import escape
 
 from trainer.errors import TrainerError
@@ -44,10 +44,12 @@ def train(  # noqa: PLR0917 - typer calls it by name
 ) -> None:
     """Train a recipe, choose its default alpha without the test set, and evaluate it."""
     from trainer.config import load_recipe  # noqa: PLC0415 - torch loads slowly; --help and typing errors need not wait
+
+    overrides = [*(settings or []), *([f"data.source={json.dumps(data, ensure_ascii=False)}"] if data else [])]
+    loaded = load_recipe(recipe, overrides)
+
     from trainer.runs import train_run  # noqa: PLC0415
 
-    overrides = [*(settings or []), *([f"data.source={yaml.safe_dump(data).splitlines()[0]}"] if data else [])]
-    loaded = load_recipe(recipe, overrides)
     train_run(loaded, output or Path("runs") / loaded.name, device_name=device, resume=resume)
 
 

@@ -172,13 +172,6 @@ class Recipe(Section):
     alpha: AlphaConfig = AlphaConfig()
 
     @model_validator(mode="after")
-    def _alpha_has_data(self) -> Self:
-        has_list = self.data.lists is not None and self.data.lists.validation is not None
-        if self.alpha.choose == "validation" and not (self.data.validation_share or has_list):
-            raise ValueError("alpha.choose=validation needs data.validation_share above 0 or data.lists.validation")
-        return self
-
-    @model_validator(mode="after")
     def _augmentation_fits_data(self) -> Self:
         if self.data.in_memory and (self.augment.random_resized_crop or self.input.resize != "exact"):
             raise ValueError(

@@ -73,6 +73,11 @@ def load_splits(recipe: Recipe) -> Splits:
                 f"{np.bincount(train.labels).max()} images is no image; choose a larger share"
             )
         train, validation = train.select(kept), train.select(held_out)
+    if recipe.alpha.choose == "validation" and validation is None:
+        raise TrainerError(
+            f"alpha.choose: validation needs validation images, and {recipe.data.source} has no validation split; "
+            "set data.validation_share above 0 or data.lists.validation"
+        )
     counts = np.bincount(train.labels, minlength=len(source.class_names))
     for empty in np.flatnonzero(counts == 0):
         raise TrainerError(
