@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from service.app import create_app
 from service.bundle import BundleError, read_bundle
+from service.exhibits import Exhibits
 from service.model import OnnxModel, ProviderUnavailable
 from service.routes.context import Service
 from service.settings import Settings
@@ -51,8 +52,9 @@ def serve(  # noqa: PLR0917 - typer needs them so
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         _log_to_stderr(settings.log_level)
+        intact = read_bundle(bundle)
         model = OnnxModel(
-            read_bundle(bundle),
+            intact,
             provider=settings.provider,
             threads=settings.threads,
             max_batch_size=settings.max_batch_size,
@@ -61,7 +63,7 @@ def serve(  # noqa: PLR0917 - typer needs them so
         _refuse("; ".join(_setting_problem(problem["loc"], problem["msg"]) for problem in error.errors()))
     except (BundleError, ProviderUnavailable) as error:
         _refuse(str(error))
-    _run(create_app(settings, model), settings)
+    _run(create_app(settings, model, Exhibits.of(intact)), settings)
 
 
 class DrainingServer(uvicorn.Server):

@@ -12,21 +12,24 @@ from fastapi import FastAPI
 
 from service.batcher import DynamicBatcher
 from service.cores import available_cores
+from service.exhibits import Exhibits
 from service.front_door import FrontDoor
 from service.images import ImageDecoder, Pixels
 from service.metrics import Metrics
 from service.model import Model
-from service.routes import failures, health, metrics, model, predict
+from service.routes import failures, health, metrics, model, predict, samples
 from service.routes.answers import AnswerWriter
 from service.routes.context import Readiness, Service
 from service.routes.rules import Rules
 from service.scoring import Knobs, Score, score
 from service.settings import Settings
 
+_NOTHING = Exhibits()
 
-def create_app(settings: Settings, served: Model) -> FastAPI:
+
+def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING) -> FastAPI:
     """Return the app that serves a model under these settings; each app counts in metrics of its own."""
-    service = _assemble(settings, served)
+    service = _assemble(settings, served, exhibits)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -47,14 +50,14 @@ def create_app(settings: Settings, served: Model) -> FastAPI:
     app.state.service = service
     failures.install(app)
     routes = set()
-    for part in (predict, model, health, metrics):
+    for part in (predict, model, samples, health, metrics):
         app.include_router(part.router)
         routes |= {route.path for route in part.router.routes}
     app.counted_routes = frozenset(routes)
     return app
 
 
-def _assemble(settings: Settings, served: Model) -> Service:
+def _assemble(settings: Settings, served: Model, exhibits: Exhibits) -> Service:
     instruments = Metrics()
     instruments.model.info(
         {
@@ -85,6 +88,7 @@ def _assemble(settings: Settings, served: Model) -> Service:
         readiness=Readiness(instruments),
         rules=Rules(served.manifest, settings),
         answers=AnswerWriter(served.manifest),
+        exhibits=exhibits,
     )
 
 

@@ -26,9 +26,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from service.manifest import (
+    EVALUATION_FILE,
     MANIFEST_FILE,
     MODEL_FILES,
     PARITY_FILE,
+    SAMPLES_FILE,
     SCHEMA_VERSION,
     SHOT_GROUPS,
     AlphaSpec,
@@ -48,10 +50,12 @@ from service.manifest import (
 from service.parity import PARITY_TOLERANCE, Parity
 
 __all__ = [
+    "EVALUATION_FILE",
     "MANIFEST_FILE",
     "MODEL_FILES",
     "PARITY_FILE",
     "PARITY_TOLERANCE",
+    "SAMPLES_FILE",
     "SCHEMA_VERSION",
     "SHOT_GROUPS",
     "AlphaSpec",

@@ -16,6 +16,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, mo
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 PARITY_FILE = "parity.npz"
+EVALUATION_FILE = "evaluation.json"
+"""Accuracy over alpha, for whoever wants to see it; not needed to serve."""
+SAMPLES_FILE = "samples.npz"
+"""Pictures to try: `images` uint8 [N, H, W, 3] and `labels`, integers [N]; not needed to serve."""
 
 ShotGroup = Literal["many", "medium", "few"]
 Precision = Literal["fp32", "fp16"]

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.bundle import AlphaSpec, ClassInfo, InputSpec, ShotGroup, TdeSpec
+from service.exhibits import AccuracyOverAlpha
 
 Number = Annotated[float, Field(strict=True)]
 
@@ -33,6 +34,7 @@ class PredictRequest(_Closed):
     prior_strength: Number | None = None
     top_k: Annotated[int, Field(strict=True)] | None = None
     breakpoints: Annotated[bool, Field(strict=True)] | None = None
+    lines: Annotated[bool, Field(strict=True)] | None = None
 
 
 class ClassReference(_Closed):
@@ -58,6 +60,13 @@ class Breakpoint(_Closed):
     to: ClassReference
 
 
+class Lines(_Closed):
+    """Both branch logits by class index: with the classes' training counts, every knob's answer follows from them."""
+
+    factual_logits: list[float]
+    counterfactual_logits: list[float]
+
+
 class ImageAnswer(_Closed):
     """What is said of one picture."""
 
@@ -74,6 +83,10 @@ class ImageAnswer(_Closed):
     )
     breakpoints: list[Breakpoint] | None = Field(
         None, description="on request: every alpha of the model's range at which the winner changes, ascending"
+    )
+    lines: Lines | None = Field(
+        None,
+        description="on request: factual - alpha * counterfactual - prior_strength * log(class share) is the logit",
     )
 
 
@@ -102,6 +115,26 @@ class ModelResponse(ModelReference):
     max_prior_strength: float
     provider: str
     precision: str
+
+
+class EvaluationResponse(_Closed):
+    """How good the model was on its test pictures; null where its bundle does not say."""
+
+    test_images: int | None
+    accuracy: AccuracyOverAlpha | None
+
+
+class SampleReference(_Closed):
+    """A picture to try."""
+
+    path: str = Field(description="where it is, from the service's root")
+    truth: ClassReference | None = Field(description="its true class; null where the bundle does not say")
+
+
+class SamplesResponse(_Closed):
+    """The pictures to try."""
+
+    samples: list[SampleReference]
 
 
 class StatusResponse(_Closed):

@@ -45,6 +45,7 @@ class Score:
         plain_winner: the winner at alpha 0 and the same prior_strength.
         envelope: the winners over the model's whole range of alpha, at the same prior_strength.
         confounder_cosine: the mean over the slices.
+        factual_logits, counterfactual_logits: what the model gave, by class index, [C].
     """
 
     ranking: NDArray[np.int64]
@@ -53,6 +54,8 @@ class Score:
     plain_winner: int
     envelope: Envelope
     confounder_cosine: float
+    factual_logits: NDArray[np.float32]
+    counterfactual_logits: NDArray[np.float32]
 
 
 def score(
@@ -84,6 +87,8 @@ def score(
             plain.argmax(axis=1).tolist(),
             envelopes,
             branches.confounder_cosine.mean(axis=1).tolist(),
+            branches.factual_logits,
+            branches.counterfactual_logits,
             strict=True,
         )
     ]

@@ -20,7 +20,11 @@ class AnswerWriter:
             for index, info in enumerate(manifest.classes)
         ]
 
-    def image(self, query: ImageQuery, score: Score, *, top_k: int, breakpoints: bool) -> Answer:
+    def reference(self, index: int) -> Answer:
+        """Return what a class is called."""
+        return self._classes[index]
+
+    def image(self, query: ImageQuery, score: Score, *, top_k: int, breakpoints: bool, lines: bool) -> Answer:
         """Return the answer for one picture."""
         alpha = query.knobs.alpha
         answer = {
@@ -34,6 +38,11 @@ class AnswerWriter:
         }
         if breakpoints:
             answer["breakpoints"] = self._breakpoints(score.envelope)
+        if lines:
+            answer["lines"] = {
+                "factual_logits": score.factual_logits.tolist(),
+                "counterfactual_logits": score.counterfactual_logits.tolist(),
+            }
         return answer
 
     def _prediction(self, index: int, score: Score) -> Answer:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.batcher import DynamicBatcher
+from service.exhibits import Exhibits
 from service.images import ImageDecoder, Pixels
 from service.metrics import Metrics
 from service.model import Model
@@ -49,6 +50,7 @@ class Service:
     readiness: Readiness
     rules: Rules
     answers: AnswerWriter
+    exhibits: Exhibits
 
 
 def service_of(request: Request) -> Service:

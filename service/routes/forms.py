@@ -26,7 +26,7 @@ from service.errors import (
     InvalidParameter,
     UnsupportedMediaType,
 )
-from service.routes.rules import OPTIONS, Options, PredictQuery, Rules, repeated
+from service.routes.rules import OPTIONS, SWITCHES, Options, PredictQuery, Rules, repeated
 from service.schemas import PredictRequest
 from service.settings import Settings
 
@@ -126,7 +126,7 @@ def _json(body: bytes, options: Options, rules: Rules) -> PredictQuery:
         if value is not None and getattr(options, name) is not None:
             raise repeated(name, str(value))
         if value is not None:
-            setattr(options, name, value if name == "breakpoints" else getattr(rules, name)(value, name))
+            setattr(options, name, value if name in SWITCHES else getattr(rules, name)(value, name))
     images = []
     for position, image in enumerate(content.images):
         field = f"images[{position}]"
@@ -209,7 +209,7 @@ def _from_parts(files: list[bytes], texts: dict[str, list[str]], options: Option
     alphas, strengths = (
         _one_each(name, texts[name], len(files), options, rules) for name in ("alpha", "prior_strength")
     )
-    for name in ("top_k", "breakpoints"):
+    for name in ("top_k", *SWITCHES):
         for text in texts[name]:
             if getattr(options, name) is not None:
                 raise repeated(name, text)

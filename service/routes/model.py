@@ -1,12 +1,12 @@
-"""`GET /model`: what is served, and which knobs it has. `GET /`: where everything is."""
+"""`GET /model`: what is served, and which knobs it has. `GET /model/evaluation`: how good it was on test pictures."""
 
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from service.routes.context import PlainRoute, service_of
-from service.schemas import ModelResponse
+from service.schemas import EvaluationResponse, ModelResponse
 
 router = APIRouter(route_class=PlainRoute)
 
@@ -23,8 +23,10 @@ async def model(request: Request) -> Response:
     return Response(orjson.dumps(content), media_type="application/json")
 
 
-@router.get("/", include_in_schema=False)
-async def index(request: Request) -> Response:
-    """Answer with the way to everything else."""
-    paths = {"predict": "/predict", "model": "/model", "metrics": "/metrics", "openapi": "/openapi.json"}
-    return JSONResponse({"service": "evenkeel", **paths, "docs": "/docs"})
+@router.get("/model/evaluation", summary="The model's accuracy over alpha", response_model=EvaluationResponse)
+async def evaluation(request: Request) -> Response:
+    """Answer with the curve that the bundle brings; with nulls where it brings none."""
+    exhibits = service_of(request).exhibits
+    accuracy = exhibits.accuracy and exhibits.accuracy.model_dump(exclude_none=True)
+    content = {"test_images": exhibits.test_images, "accuracy": accuracy}
+    return Response(orjson.dumps(content), media_type="application/json")

@@ -96,7 +96,7 @@ def _answer(query: PredictQuery, scores: list[Score], service: Service) -> Answe
     writer = service.answers
     answers = []
     for image, score in zip(query.images, scores, strict=True):
-        answer = writer.image(image, score, top_k=query.top_k, breakpoints=query.breakpoints)
+        answer = writer.image(image, score, top_k=query.top_k, breakpoints=query.breakpoints, lines=query.lines)
         winner, plain = answer["predictions"][0], answer["plain"]
         service.metrics.observe_prediction(
             alpha=image.knobs.alpha,

@@ -27,6 +27,7 @@ _PARAMETERS = [
     _parameter("prior_strength", _NUMBER | {"minimum": 0, "default": 0}, "strength of the prior correction"),
     _parameter("top_k", {"type": "integer", "minimum": 1, "default": DEFAULT_TOP_K}, "how many classes to name"),
     _parameter("breakpoints", {"type": "boolean", "default": False}, "list every alpha at which the winner changes"),
+    _parameter("lines", {"type": "boolean", "default": False}, "give both branch logits of every class"),
 ]
 
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
@@ -45,6 +46,7 @@ _FORM = {
             "prior_strength": {"type": "array", "items": _NUMBER, "description": "likewise"},
             "top_k": {"type": "integer"},
             "breakpoints": {"type": "boolean"},
+            "lines": {"type": "boolean"},
         },
     },
     "encoding": {"image": {"contentType": ", ".join(RAW_TYPES)}},

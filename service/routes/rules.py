@@ -14,7 +14,8 @@ from service.errors import InvalidParameter, TooManyImages
 from service.scoring import Knobs
 from service.settings import Settings
 
-OPTIONS: Final = ("alpha", "prior_strength", "top_k", "breakpoints")
+OPTIONS: Final = ("alpha", "prior_strength", "top_k", "breakpoints", "lines")
+SWITCHES: Final = ("breakpoints", "lines")
 DEFAULT_TOP_K: Final = 5
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -38,6 +39,7 @@ class PredictQuery:
     images: list[ImageQuery]
     top_k: int
     breakpoints: bool
+    lines: bool
 
 
 @dataclass(slots=True)
@@ -48,6 +50,7 @@ class Options:
     prior_strength: float | None = None
     top_k: int | None = None
     breakpoints: bool | None = None
+    lines: bool | None = None
 
 
 class Rules:
@@ -65,6 +68,7 @@ class Rules:
             [self._image(*image, options) for image in images],
             min(DEFAULT_TOP_K, self._classes) if options.top_k is None else options.top_k,
             bool(options.breakpoints),
+            bool(options.lines),
         )
 
     def _image(
@@ -116,7 +120,7 @@ class Rules:
 
     def option(self, name: str, text: str) -> float | int | bool:
         """Return the value of an option written as text."""
-        if name == "breakpoints":
+        if name in SWITCHES:
             if text not in _SWITCH:
                 raise InvalidParameter(
                     f"{name} must be true or false.", field=name, value=text, remedy="Send true or false."

@@ -76,6 +76,26 @@ def test_without_alpha_the_model_chooses_and_the_answer_says_so(client: TestClie
     assert answer(post(client, "?alpha=1"))["alpha_source"] == "request"
 
 
+def test_lines_come_on_request_and_give_every_answer(client: TestClient, model: FakeModel) -> None:
+    assert "lines" not in answer(post(client, "?lines=false"))
+    lines = answer(post(client, "?lines=true&alpha=0.3"))["lines"]
+    assert (lines["factual_logits"], lines["counterfactual_logits"]) == ([3, 1, 0, 0, 0], [2, 0, 0, 0, 0])
+    share = model.manifest.log_class_share()
+    for each in answer(post(client, "?alpha=1.25&prior_strength=0.75&top_k=5"))["predictions"]:
+        factual, counterfactual = (lines[f"{name}_logits"][each["index"]] for name in ("factual", "counterfactual"))
+        assert each["logit"] == pytest.approx(factual - 1.25 * counterfactual - 0.75 * share[each["index"]], abs=1e-12)
+
+
+def test_lines_may_be_asked_for_in_a_form(client: TestClient) -> None:
+    assert answer(client.post("/predict", data={"lines": "true"}, files={"image": picture()}))["lines"]
+
+
+def test_lines_may_be_asked_for_in_json(client: TestClient) -> None:
+    image = {"data": base64.b64encode(picture()).decode()}
+    assert answer(client.post("/predict", json={"images": [image], "lines": True}))["lines"]
+    error(client.post("/predict", json={"images": [image], "lines": "yes"}), 422, "invalid_parameter")
+
+
 def test_breakpoints_come_on_request(client: TestClient) -> None:
     assert "breakpoints" not in answer(post(client))
     (only,) = answer(post(client, "?breakpoints=true"))["breakpoints"]

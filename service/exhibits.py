@@ -1,0 +1,113 @@
+"""What a bundle shows of its model besides answers: pictures to try it with, and its accuracy over alpha as measured.
+
+Read once, at the start. Neither is needed to serve: what is missing or cannot be read is left out, and the log says
+so. It knows nothing of HTTP.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Annotated, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.bundle import EVALUATION_FILE, SAMPLES_FILE, Bundle, BundleError
+
+logger = logging.getLogger(__name__)
+
+Shares = list[Annotated[float, Field(ge=0, le=1)]]
+
+_MEASURED_DIRECTION = "ema"
+"""The direction that the curve of an evaluation is measured with; a model of another has another curve."""
+
+
+class AccuracyOverAlpha(BaseModel):
+    """Accuracy at ascending alphas, without prior correction: of all test pictures, balanced, and by shot group."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    alpha: list[float] = Field(min_length=2)
+    overall: Shares
+    balanced: Shares
+    many: Shares | None = None
+    medium: Shares | None = None
+    few: Shares | None = None
+
+    @model_validator(mode="after")
+    def _one_value_for_each_alpha(self) -> Self:
+        lengths = {name: len(values) for name, values in self if values is not None}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the curve needs one value for each alpha, got {lengths}")
+        if self.alpha != sorted(self.alpha):
+            raise ValueError("the curve's alphas must ascend")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A picture as the model sees it, as a PNG file, and the index of its true class where that is known."""
+
+    png: bytes
+    truth: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibits:
+    """All that is shown; nothing by default."""
+
+    samples: tuple[Sample, ...] = ()
+    test_images: int | None = None
+    accuracy: AccuracyOverAlpha | None = None
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Self:
+        """Read what a verified bundle has to show."""
+        return cls(_samples(bundle), *_evaluation(bundle))
+
+
+def _samples(bundle: Bundle) -> tuple[Sample, ...]:
+    """Return the samples of the bundle, or else its parity samples, which have no true class."""
+    try:
+        images, labels = _labelled(bundle) if SAMPLES_FILE in bundle.manifest.hashes() else (_unlabelled(bundle), None)
+    except (OSError, ValueError, KeyError, BundleError) as error:
+        logger.warning("%s: there are no pictures to try: %s", bundle.path, error)
+        return ()
+    truths: list[int | None] = [None] * len(images) if labels is None else labels.tolist()
+    return tuple(Sample(_png(image), truth) for image, truth in zip(images, truths, strict=True))
+
+
+def _labelled(bundle: Bundle) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    with (bundle.path / SAMPLES_FILE).open("rb") as source, np.load(source, allow_pickle=False) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3 and labels.shape == (len(images),)
+    if not (fits and labels.dtype.kind in "iu" and set(labels.tolist()) <= set(range(len(bundle.manifest.classes)))):
+        raise ValueError(
+            f"{SAMPLES_FILE} needs images uint8 [N, H, W, 3] with a class for each, got {images.dtype} "
+            f"{list(images.shape)} and labels {labels.dtype} {list(labels.shape)}"
+        )
+    return images, labels
+
+
+def _unlabelled(bundle: Bundle) -> NDArray[np.uint8]:
+    return bundle.parity().images
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _evaluation(bundle: Bundle) -> tuple[int | None, AccuracyOverAlpha | None]:
+    if EVALUATION_FILE not in bundle.manifest.hashes() or bundle.manifest.tde.direction != _MEASURED_DIRECTION:
+        return None, None
+    try:
+        report: dict[str, Any] = json.loads((bundle.path / EVALUATION_FILE).read_bytes())
+        return int(report["test_images"]), AccuracyOverAlpha.model_validate(report["curve"])
+    except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
+        logger.warning("%s: %s holds no accuracy over alpha: %s", bundle.path, EVALUATION_FILE, error)
+        return None, None
