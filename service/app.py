@@ -3,25 +3,24 @@
 Importing it does nothing; creating an app opens nothing. The model is loaded, warm and checked before it comes here.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-import numpy as np
 from fastapi import FastAPI
 
 from service.batcher import DynamicBatcher
 from service.cores import available_cores
 from service.exhibits import Exhibits
 from service.front_door import FrontDoor
-from service.images import ImageDecoder, Pixels
+from service.images import ImageDecoder
 from service.metrics import Metrics
 from service.model import Model
+from service.predictor import Predictor, run_batch
 from service.routes import failures, health, metrics, model, predict, samples
 from service.routes.answers import AnswerWriter
 from service.routes.context import Readiness, Service
 from service.routes.rules import Rules
-from service.scoring import Knobs, Score, score
 from service.settings import Settings
 
 _NOTHING = Exhibits()
@@ -68,7 +67,7 @@ def _assemble(settings: Settings, served: Model, exhibits: Exhibits) -> Service:
         }
     )
     batcher = DynamicBatcher(
-        _batch_function(served),
+        run_batch,
         max_batch_size=settings.max_batch_size,
         max_queue_size=settings.max_queue_size,
         max_queue_delay=settings.max_queue_delay,
@@ -82,6 +81,7 @@ def _assemble(settings: Settings, served: Model, exhibits: Exhibits) -> Service:
     return Service(
         settings=settings,
         model=served,
+        predictor=Predictor(served),
         metrics=instruments,
         batcher=batcher,
         decoder=decoder,
@@ -90,15 +90,3 @@ def _assemble(settings: Settings, served: Model, exhibits: Exhibits) -> Service:
         answers=AnswerWriter(served.manifest),
         exhibits=exhibits,
     )
-
-
-def _batch_function(served: Model) -> Callable[[list[tuple[Pixels, Knobs]]], Sequence[Score]]:
-    """Return the function from a batch of pictures with their knobs to their scores: one run of the model."""
-    alpha, log_class_share = served.manifest.alpha, served.manifest.log_class_share()
-
-    def run(batch: list[tuple[Pixels, Knobs]]) -> list[Score]:
-        branches = served.branches(np.stack([pixels for pixels, _ in batch]))
-        knobs = [knobs for _, knobs in batch]
-        return score(branches, knobs, log_class_share=log_class_share, low=alpha.minimum, high=alpha.maximum)
-
-    return run

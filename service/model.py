@@ -27,6 +27,7 @@ _EXECUTION_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cud
 _INPUTS = {"image", "alpha", "prior_strength"}
 _BRANCHES = ("factual_logits", "counterfactual_logits", "confounder_cosine")
 _CHECKED = ("logits", *_BRANCHES)
+_FEATURE_MAP = "feature_map"
 
 
 class ProviderUnavailable(Exception):  # noqa: N818 - as all domain errors here
@@ -50,6 +51,13 @@ class Model(Protocol):
 
     def branches(self, images: NDArray[np.uint8]) -> Branches:
         """Return both branch logits and the cosines of N pictures, uint8 [N, H, W, 3]."""
+
+    @property
+    def feature_map_shape(self) -> tuple[int, ...] | None:
+        """The shape of one picture's feature map, -1 where it is free; None: there is no such output."""
+
+    def branches_and_feature_map(self, images: NDArray[np.uint8]) -> tuple[Branches, NDArray[np.float32]]:
+        """Return the same and the feature maps [N, D, h, w], which cost a copy."""
 
 
 class OnnxModel:
@@ -93,6 +101,11 @@ class OnnxModel:
         """Return both branch logits and the cosines of N pictures, uint8 [N, H, W, 3]."""
         return Branches(*self._run(_BRANCHES, images))
 
+    def branches_and_feature_map(self, images: NDArray[np.uint8]) -> tuple[Branches, NDArray[np.float32]]:
+        """Return the same and the feature maps [N, D, h, w]."""
+        *branches, feature_map = self._run((*_BRANCHES, _FEATURE_MAP), images)
+        return Branches(*branches), feature_map
+
     def _run(
         self, outputs: tuple[str, ...], images: NDArray[np.uint8], knobs: NDArray[np.float32] | None = None
     ) -> list[NDArray[Any]]:
@@ -127,6 +140,7 @@ class OnnxModel:
         outputs = {value.name: value for value in self._session.get_outputs()}
         if missing := sorted((_INPUTS - set(inputs)) | (set(_CHECKED) - set(outputs))):
             raise BundleError(f"{path} lacks the inputs or outputs {', '.join(missing)}; export the bundle again")
+        self.feature_map_shape = _shape_of_one(outputs[_FEATURE_MAP].shape) if _FEATURE_MAP in outputs else None
         classes = outputs["logits"].shape[-1]
         if isinstance(classes, int) and classes != len(self.manifest.classes):
             raise BundleError(
@@ -233,6 +247,10 @@ def _batch_sizes(provider: Provider, largest: int) -> list[int]:
         return sorted({1, largest})
     powers = [1 << exponent for exponent in range(largest.bit_length())]
     return sorted({*powers, largest})
+
+
+def _shape_of_one(shape: list[int | str | None]) -> tuple[int, ...]:
+    return tuple(length if isinstance(length, int) else -1 for length in shape[1:])
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

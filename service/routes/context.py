@@ -10,12 +10,12 @@ from starlette.responses import Response
 
 from service.batcher import DynamicBatcher
 from service.exhibits import Exhibits
-from service.images import ImageDecoder, Pixels
+from service.images import ImageDecoder
 from service.metrics import Metrics
 from service.model import Model
+from service.predictor import Outcome, Predictor, Work
 from service.routes.answers import AnswerWriter
 from service.routes.rules import Rules
-from service.scoring import Knobs, Score
 from service.settings import Settings
 
 
@@ -44,8 +44,9 @@ class Service:
 
     settings: Settings
     model: Model
+    predictor: Predictor
     metrics: Metrics
-    batcher: DynamicBatcher[tuple[Pixels, Knobs], Score]
+    batcher: DynamicBatcher[Work, Outcome]
     decoder: ImageDecoder
     readiness: Readiness
     rules: Rules

@@ -6,27 +6,26 @@ is decoded, and whoever has left costs no run of the model.
 
 import asyncio
 from time import perf_counter
+from typing import cast
 
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.batcher import Admission
 from service.images import Pixels
+from service.predictor import Work
 from service.routes.answers import Answer
+from service.routes.client_watch import ClientWatch
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
 from service.routes.forms import read_query
 from service.routes.predict_docs import DESCRIPTION, OPENAPI
 from service.routes.rules import ImageQuery, PredictQuery
 from service.schemas import PredictResponse
-from service.scoring import Knobs, Score
+from service.scoring import Score
 
 router = APIRouter(route_class=PlainRoute)
-
-_PATIENCE = 0.05
-"""Seconds until it is worth asking whether the client is still there."""
 
 
 @router.post(
@@ -45,10 +44,11 @@ async def predict(request: Request) -> Response:
     query = await read_query(request, service.rules)
     with service.batcher.admit(len(query.images)) as admission:
         pixels = await _decode(query.images, service)
-        items = [(picture, image.knobs) for picture, image in zip(pixels, query.images, strict=True)]
-        watch = _Watch(request, admission)
+        by = service.predictor
+        items = [Work(by, picture, image.knobs) for picture, image in zip(pixels, query.images, strict=True)]
+        watch = ClientWatch(request, admission)
         try:
-            scores = await admission.run(items, deadline=deadline)
+            scores = cast(list[Score], await admission.run(items, deadline=deadline))
         finally:
             watch.end()
     body = orjson.dumps(_answer(query, scores, service))
@@ -65,31 +65,6 @@ async def _decode(images: list[ImageQuery], service: Service) -> list[Pixels]:
         pixels = await asyncio.gather(*(decode(image.data, field=image.field) for image in images))
     service.metrics.decode_seconds.observe(perf_counter() - begin)
     return pixels
-
-
-class _Watch:
-    """Abandons an admission if the client leaves; the question is asked only of requests that take a while."""
-
-    __slots__ = ("_admission", "_request", "_task", "_timer")
-
-    def __init__(self, request: Request, admission: Admission[tuple[Pixels, Knobs], Score]) -> None:
-        self._request, self._admission = request, admission
-        self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(_PATIENCE, self._begin)
-
-    def _begin(self) -> None:
-        self._task = asyncio.create_task(self._abandon())
-
-    async def _abandon(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
-        self._admission.abandon()
-
-    def end(self) -> None:
-        """Stop asking: the answer is there."""
-        self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
 
 
 def _answer(query: PredictQuery, scores: list[Score], service: Service) -> Answer:

@@ -33,6 +33,7 @@ class FakeModel:
 
     provider = "cpu"
     precision = "fp32"
+    feature_map_shape = (3, 8, 8)
 
     def __init__(self) -> None:
         self.manifest = make_manifest()
@@ -54,6 +55,10 @@ class FakeModel:
         factual[rows, (plain + 1) % CLASSES] = 1
         counterfactual[rows, plain] = 2
         return Branches(factual, counterfactual, np.full((len(images), 2), 0.5, np.float32))
+
+    def branches_and_feature_map(self, images: NDArray[np.uint8]) -> tuple[Branches, NDArray[np.float32]]:
+        """The feature map is the picture."""
+        return self.branches(images), images.transpose(0, 3, 1, 2).astype(np.float32)
 
 
 def picture(winner: int = 0, *, size: tuple[int, int] = (8, 8), kind: str = "PNG", **options: Any) -> bytes:

@@ -1,0 +1,94 @@
+"""One run of the model for a batch in which requests of every kind share places.
+
+Each item of work names the predictor that it was admitted for: while a new bundle takes over, a batch may hold work
+for the old one and for the new one, and each is run by its own. It knows neither queues nor HTTP.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.images import Pixels
+from service.model import Model
+from service.scoring import Branches, Knobs, Score, score
+
+
+class Tensors(NamedTuple):
+    """What the model's outputs are for one picture.
+
+    Attributes:
+        logits, factual_logits, counterfactual_logits: [C]; in `logits` the picture's knobs are applied.
+        confounder_cosine: [K].
+        feature_map: [D, h, w], or None where it was not asked for.
+    """
+
+    logits: NDArray[np.float32]
+    factual_logits: NDArray[np.float32]
+    counterfactual_logits: NDArray[np.float32]
+    confounder_cosine: NDArray[np.float32]
+    feature_map: NDArray[np.float32] | None
+
+
+class Work(NamedTuple):
+    """One picture to run: by whom, with which knobs, and what is wanted of it."""
+
+    predictor: "Predictor"
+    pixels: Pixels
+    knobs: Knobs
+    wants: Literal["score", "tensors", "feature_map"] = "score"
+
+
+Outcome = Score | Tensors
+"""What comes of a work: the score, or the tensors where it wants those."""
+
+
+def run_batch(batch: Sequence[Work]) -> list[Outcome]:
+    """Return what comes of each work, in order: one run of the model, save where a new bundle takes over."""
+    outcomes: list[Outcome] = []
+    for predictor, works in groupby(batch, key=attrgetter("predictor")):
+        outcomes += predictor.run(list(works))
+    return outcomes
+
+
+class Predictor:
+    """A model with what scoring needs of its manifest."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._range = model.manifest.alpha
+        self._log_class_share = model.manifest.log_class_share()
+
+    def run(self, works: Sequence[Work]) -> list[Outcome]:
+        """Run the model once for all and give each what it wants."""
+        images = np.stack([work.pixels for work in works])
+        if any(work.wants == "feature_map" for work in works):
+            branches, feature_map = self._model.branches_and_feature_map(images)
+        else:
+            branches, feature_map = self._model.branches(images), None
+        kinds = [work.wants == "score" for work in works]
+        if all(kinds):
+            return [*self._scores(branches, [work.knobs for work in works])]
+        outcomes: list[Outcome] = [*self._tensors(branches, feature_map, [work.knobs for work in works])]
+        rows = [row for row, is_score in enumerate(kinds) if is_score]
+        if rows:
+            scored = Branches(*(array[rows] for array in branches))
+            for row, one in zip(rows, self._scores(scored, [works[row].knobs for row in rows]), strict=True):
+                outcomes[row] = one
+        return outcomes
+
+    def _scores(self, branches: Branches, knobs: Sequence[Knobs]) -> list[Score]:
+        low, high = self._range.minimum, self._range.maximum
+        return score(branches, knobs, log_class_share=self._log_class_share, low=low, high=high)
+
+    def _tensors(
+        self, branches: Branches, feature_map: NDArray[np.float32] | None, knobs: Sequence[Knobs]
+    ) -> list[Tensors]:
+        alpha, prior_strength = np.array(knobs, dtype=np.float64).T[:, :, None]
+        logits = branches.factual_logits - alpha * branches.counterfactual_logits
+        logits -= prior_strength * self._log_class_share
+        maps = [None] * len(knobs) if feature_map is None else feature_map
+        return [Tensors(*row) for row in zip(logits.astype(np.float32), *branches, maps, strict=True)]
