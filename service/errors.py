@@ -117,6 +117,42 @@ class NotFound(ServiceError):
     code = "not_found"
 
 
+class InvalidKey(ServiceError):
+    """A key is needed, or the one given is unknown or revoked."""
+
+    code = "invalid_key"
+
+
+class AdminOnly(ServiceError):
+    """Only the admin key opens this."""
+
+    code = "admin_only"
+
+
+class UnknownClient(ServiceError):
+    """There is no client of this name."""
+
+    code = "unknown_client"
+
+
+class UnknownKey(ServiceError):
+    """The client has no key of this id."""
+
+    code = "unknown_key"
+
+
+class ClientExists(ServiceError):
+    """There is a client of this name."""
+
+    code = "client_exists"
+
+
+class PolicyMismatch(ServiceError):
+    """A client's policy does not fit the model that is served."""
+
+    code = "policy_mismatch"
+
+
 class MethodNotAllowed(ServiceError):
     """The path is right and the method is not."""
 
@@ -127,6 +163,18 @@ class QueueFull(ServiceError):
     """As many images wait as may."""
 
     code = "queue_full"
+
+
+class RateLimited(ServiceError):
+    """The client has sent as many images as it may."""
+
+    code = "rate_limited"
+
+
+class StoreUnavailable(ServiceError):
+    """The database of policies and feedback does not answer."""
+
+    code = "store_unavailable"
 
 
 class ShuttingDown(ServiceError):
@@ -156,19 +204,27 @@ class ClientLeft(ServiceError):
 STATUS: dict[type[ServiceError], int] = {
     InvalidBody: 400,
     InvalidImage: 400,
+    InvalidKey: 401,
+    AdminOnly: 403,
     NotFound: 404,
+    UnknownClient: 404,
+    UnknownKey: 404,
     MethodNotAllowed: 405,
     BodyTooSlow: 408,
+    ClientExists: 409,
+    PolicyMismatch: 409,
     BodyTooLarge: 413,
     ImageTooLarge: 413,
     TooManyImages: 413,
     UnsupportedMediaType: 415,
     InvalidParameter: 422,
     QueueFull: 429,
+    RateLimited: 429,
     ClientLeft: 499,
     InternalError: 500,
     InferenceFailed: 500,
     ShuttingDown: 503,
     NotReady: 503,
+    StoreUnavailable: 503,
     DeadlineExceeded: 504,
 }

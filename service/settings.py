@@ -2,8 +2,10 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.database import check_url
 
 
 class Settings(BaseSettings):
@@ -44,12 +46,39 @@ class Settings(BaseSettings):
         4.0, ge=0, le=100, allow_inf_nan=False, description="largest prior_strength that a request may ask for"
     )
 
+    authentication: bool = Field(False, description="on: every prediction needs a client's key; off: it may name one")
+    admin_key: SecretStr | None = Field(
+        None, description="opens the routes of /clients, as itself or as sha256: and its hash; unset: they stay closed"
+    )
+    database_url: str = Field(
+        "sqlite:///state/evenkeel.sqlite",
+        description="policies, kept predictions and labels: a SQLite file, or postgresql://user:password@host/name",
+    )
+    kept_share: float = Field(
+        1.0, ge=0, le=1, allow_inf_nan=False, description="share of predictions that is kept for feedback"
+    )
+    kept_predictions: int = Field(200_000, ge=0, description="most predictions that are kept; the oldest go first")
+    kept_days: float = Field(
+        30.0, gt=0, le=36_500, allow_inf_nan=False, description="days after which a kept prediction is forgotten"
+    )
+    store_buffer: int = Field(
+        10_000, ge=1, le=1_000_000, description="most predictions that wait to be written while the database is away"
+    )
+    max_client_labels: int = Field(
+        50, ge=0, le=1000, description="most clients with a label of their own in the metrics; the rest are other"
+    )
+
     drain_delay: float = Field(
         1.0, ge=0, le=600, allow_inf_nan=False, description="seconds from SIGTERM, while not ready, to closing the door"
     )
     shutdown_timeout: float = Field(
         30.0, gt=0, le=3600, allow_inf_nan=False, description="seconds that accepted requests then have to finish"
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _a_database_that_can_be_used(cls, url: str) -> str:
+        return check_url(url)
 
     @model_validator(mode="after")
     def _a_request_fits_the_queue(self) -> Self:

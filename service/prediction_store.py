@@ -1,0 +1,141 @@
+"""Kept predictions and their labels, in the database. It knows neither the model's run nor HTTP."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Select, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from service import tables
+from service.database import Database
+from service.manifest import ManifestDraft
+
+_AT_A_TIME = 500
+"""Rows in one statement: below what SQLite and PostgreSQL take as parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPrediction:
+    """A prediction as it is kept; the names are the table's."""
+
+    id: str
+    client: str
+    model: str
+    at: float
+    alpha: float
+    prior_strength: float
+    max_prior_strength: float
+    target: str
+    candidates: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPrediction:
+    """What replay needs of a prediction whose true class is known."""
+
+    label: int
+    max_prior_strength: float
+    candidates: bytes
+
+
+class PredictionStore:
+    """Writes predictions and labels, and reads them for replay.
+
+    Args:
+        database: where they are kept.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._now = clock
+
+    def remember_model(self, manifest: ManifestDraft, version: str) -> None:
+        """Keep what replay must know of a model."""
+        content = manifest.model_dump(mode="json", exclude={"provenance"})
+        row = {"version": version, "name": manifest.name, "manifest": content, "seen_at": self._now()}
+        with self._database.writing() as connection:
+            statement = _insert(connection.dialect.name)(tables.models).values(row)
+            connection.execute(
+                statement.on_conflict_do_update(index_elements=["version"], set_={"seen_at": row["seen_at"]})
+            )
+
+    def model(self, version: str) -> ManifestDraft | None:
+        """Return what was kept of a model, or None where nothing was."""
+        with self._database.reading() as connection:
+            query = select(tables.models.c.manifest).where(tables.models.c.version == version)
+            content: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
+        if content is None:
+            return None
+        known = ManifestDraft.model_fields.keys() & content.keys()
+        return ManifestDraft.model_validate({name: content[name] for name in known})
+
+    def write(self, predictions: Sequence[KeptPrediction]) -> None:
+        """Keep predictions; one that is there already stays as it is."""
+        with self._database.writing() as connection:
+            statement = _insert(connection.dialect.name)(tables.predictions).on_conflict_do_nothing()
+            connection.execute(statement, [asdict(prediction) for prediction in predictions])
+
+    def models_of(self, ids: Sequence[str], client: str | None) -> dict[str, str]:
+        """Return for each prediction that is kept, and is the client's, the version of its model; None: anyone's."""
+        found: dict[str, str] = {}
+        with self._database.reading() as connection:
+            for first in range(0, len(ids), _AT_A_TIME):
+                query = select(tables.predictions.c.id, tables.predictions.c.model).where(
+                    tables.predictions.c.id.in_(ids[first : first + _AT_A_TIME])
+                )
+                if client is not None:
+                    query = query.where(tables.predictions.c.client == client)
+                found |= {row.id: row.model for row in connection.execute(query)}
+        return found
+
+    def label(self, labels: dict[str, int]) -> None:
+        """Keep the true class of predictions, by id; a later label replaces an earlier. Durable when it returns."""
+        if not labels:
+            return
+        now = self._now()
+        with self._database.writing() as connection:
+            statement = _insert(connection.dialect.name)(tables.labels)
+            statement = statement.on_conflict_do_update(
+                index_elements=["prediction"], set_={"label": statement.excluded.label, "at": statement.excluded.at}
+            )
+            # In one order, so that two processes that label the same never wait for each other in a circle.
+            rows = [{"prediction": key, "label": labels[key], "at": now} for key in sorted(labels)]
+            connection.execute(statement, rows)
+
+    def labelled(self, client: str, *, model: str, target: str, limit: int) -> list[LabelledPrediction]:
+        """Return the newest labelled predictions of a client by one model and one target distribution."""
+        query = _labelled(client).where(tables.predictions.c.model == model, tables.predictions.c.target == target)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(tables.predictions.c.at.desc()).limit(limit)).all()
+        return [LabelledPrediction(row.label, row.max_prior_strength, row.candidates) for row in rows]
+
+    def newest_labelled_model(self, client: str) -> str | None:
+        """Return the version of the model that made the client's newest labelled prediction."""
+        query = _labelled(client).order_by(tables.predictions.c.at.desc()).limit(1)
+        with self._database.reading() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else str(row.model)
+
+    def prune(self, *, max_age: float, max_count: int) -> int:
+        """Forget the oldest predictions with their labels, beyond an age in seconds and a number; return how many."""
+        kept = tables.predictions
+        with self._database.writing() as connection:
+            old = connection.execute(delete(kept).where(kept.c.at < self._now() - max_age)).rowcount
+            excess = connection.execute(select(func.count()).select_from(kept)).scalar_one() - max_count
+            if excess <= 0:
+                return int(old)
+            oldest = select(kept.c.id).order_by(kept.c.at).limit(excess)
+            return int(old + connection.execute(delete(kept).where(kept.c.id.in_(oldest))).rowcount)
+
+
+def _labelled(client: str) -> Select[Any]:
+    kept, labels = tables.predictions, tables.labels
+    columns = (labels.c.label, kept.c.max_prior_strength, kept.c.candidates, kept.c.model)
+    return select(*columns).join(labels, labels.c.prediction == kept.c.id).where(kept.c.client == client)
+
+
+def _insert(dialect: str) -> Callable[..., Any]:
+    return postgresql.insert if dialect == "postgresql" else sqlite.insert

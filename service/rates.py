@@ -1,0 +1,39 @@
+"""A token bucket: how many images a client may send. It knows no clock: the caller says what time it is."""
+
+from dataclasses import dataclass, field
+from math import ceil
+
+
+@dataclass(slots=True)
+class TokenBucket:
+    """Allows `rate` images a second on average, and one second's worth at once.
+
+    A request that is larger than the bucket passes when the bucket is full, and leaves a debt: whatever the sizes of
+    requests, the average holds.
+
+    >>> bucket = TokenBucket(rate=2)
+    >>> [bucket.take(2, now=0.0), bucket.take(1, now=0.0), bucket.take(1, now=0.5)]
+    [0, 1, 0]
+    """
+
+    rate: float
+    _tokens: float = field(init=False)
+    _since: float = field(default=float("-inf"), init=False)
+
+    def __post_init__(self) -> None:
+        self._tokens = self.burst
+
+    @property
+    def burst(self) -> float:
+        """The most tokens that the bucket holds."""
+        return max(1.0, self.rate)
+
+    def take(self, count: int, now: float) -> int:
+        """Take `count` tokens and return 0, or take none and return the whole seconds after which they are there."""
+        self._tokens = min(self.burst, self._tokens + (now - self._since) * self.rate)
+        self._since = now
+        missing = min(count, self.burst) - self._tokens
+        if missing > 1e-9:
+            return max(1, ceil(missing / self.rate))
+        self._tokens -= count
+        return 0

@@ -1,0 +1,243 @@
+"""Policies, predictions and labels in both databases, for real."""
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from service.clients import ClientPolicy
+from service.database import Database, check_url, connect
+from service.errors import ClientExists, InvalidParameter, StoreUnavailable, UnknownClient, UnknownKey
+from service.keys import hash_key, key_id
+from service.policy_store import PolicyStore
+from service.prediction_store import KeptPrediction, PredictionStore
+from service.tables import metadata
+from tests.deploy.prometheus import free_port
+from tests.service import postgresql
+from tests.service.fakes import make_manifest
+from tests.service.postgresql import PostgreSql
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgreSql]:
+    # Not in pytest's folders, which only their owner may enter: the server runs as someone else.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        with postgresql.running(Path(folder) / "cluster", free_port()) as running:
+            yield running
+
+
+numbers = count()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'state' / 'evenkeel.sqlite'}"
+    server: PostgreSql = request.getfixturevalue("server")
+    return server.create(f"test_{next(numbers)}")
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    database = Database(url)
+    database.migrate()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def policies(database: Database) -> PolicyStore:
+    return PolicyStore(database, clock=count(1000).__next__)
+
+
+def prediction(number: int, client: str = "shop", *, at: float = 0.0) -> KeptPrediction:
+    return KeptPrediction(f"{number:026x}", client, "m" * 16, at, 1.0, 0.0, 4.0, "", bytes(10))
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(url: str, database: Database) -> None:
+    engine = connect(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_several_processes_may_migrate_at_once(url: str) -> None:
+    failures: list[BaseException] = []
+
+    def migrate() -> None:
+        database = Database(url)
+        try:
+            database.migrate()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            database.close()
+
+    threads = [threading.Thread(target=migrate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_client_is_added_changed_and_removed_and_each_change_is_kept(policies: PolicyStore) -> None:
+    key = policies.add("shop", ClientPolicy(alpha=0.5, alpha_max=2), who="cli:ann")
+    policies.set("shop", {"alpha": 1.0, "images_per_second": 5}, who="admin")
+    policies.remove("shop", who="cli:ann")
+    changes = [(each.who, each.what, each.before, each.after) for each in policies.changes("shop")]
+    first, second = {"alpha": 0.5, "alpha_max": 2.0}, {"alpha": 1.0, "alpha_max": 2.0, "images_per_second": 5.0}
+    assert changes == [
+        ("cli:ann", "remove", second, None),
+        ("admin", "set", first, second),
+        ("cli:ann", "add", None, first),
+    ]
+    assert [each.at for each in policies.changes("shop")] == sorted(
+        (c.at for c in policies.changes("shop")), reverse=True
+    )
+    assert key.startswith("ek_")
+    assert policies.clients() == []
+
+
+def test_none_gives_a_knob_back_to_the_model_and_no_change_is_no_entry(policies: PolicyStore) -> None:
+    policies.add("shop", ClientPolicy(alpha=0.5), who="ann")
+    assert policies.set("shop", {"alpha": None}, who="ann").alpha is None
+    policies.set("shop", {"alpha": None}, who="ann")
+    assert len(policies.changes("shop")) == 2
+
+
+def test_keys_are_kept_hashed_rotated_and_revoked(policies: PolicyStore) -> None:
+    first = policies.add("shop", ClientPolicy(), who="ann")
+    second = policies.rotate("shop", keep=True, who="ann")
+    third = policies.rotate("shop", who="ann")
+    fourth = policies.rotate("shop", keep=True, who="ann")
+    policies.revoke("shop", key_id(hash_key(fourth)), who="ann")
+    snapshot = policies.snapshot()
+    assert snapshot is not None
+    assert snapshot.clients_by_key == {hash_key(third): "shop"}
+    assert first not in repr(snapshot)
+    shown = policies.client("shop").keys
+    assert [each.revoked_at is None for each in shown] == [False, False, True, False]
+    assert shown[1].id == key_id(hash_key(second))
+
+
+def test_a_snapshot_comes_only_when_something_changed(policies: PolicyStore) -> None:
+    policies.add("shop", ClientPolicy(), who="ann")
+    snapshot = policies.snapshot()
+    assert snapshot is not None
+    assert policies.snapshot(snapshot.revision) is None
+    policies.set("shop", {"alpha": 1}, who="ann")
+    changed = policies.snapshot(snapshot.revision)
+    assert changed is not None
+    assert changed.policies["shop"].alpha == 1
+
+
+def test_what_is_not_there_or_cannot_be_is_refused(policies: PolicyStore) -> None:
+    policies.add("shop", ClientPolicy(alpha_max=2), who="ann")
+    with pytest.raises(ClientExists):
+        policies.add("shop", ClientPolicy(), who="ann")
+    with pytest.raises(InvalidParameter, match="alpha_min <= alpha <= alpha_max"):
+        policies.set("shop", {"alpha": 2.5}, who="ann")
+    with pytest.raises(UnknownKey):
+        policies.revoke("shop", "no such key", who="ann")
+    for attempt in (
+        lambda: policies.client("gone"),
+        lambda: policies.set("gone", {}, who="ann"),
+        lambda: policies.rotate("gone", who="ann"),
+        lambda: policies.remove("gone", who="ann"),
+    ):
+        with pytest.raises(UnknownClient):
+            attempt()
+    assert len(policies.changes("shop")) == 1
+
+
+def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Database, policies: PolicyStore) -> None:
+    store = PredictionStore(database)
+    store.write([prediction(1), prediction(2), prediction(3, "other")])
+    store.write([prediction(1)])
+    ids = [prediction(number).id for number in (1, 2, 3, 4)]
+    assert set(store.models_of(ids, "shop")) == set(ids[:2])
+    assert set(store.models_of(ids, None)) == set(ids[:3])
+    store.label({ids[0]: 3, ids[2]: 1})
+    store.label({ids[0]: 4})
+    (found,) = store.labelled("shop", model="m" * 16, target="", limit=10)
+    assert (found.label, found.candidates) == (4, bytes(10))
+    assert store.newest_labelled_model("shop") == "m" * 16
+    assert store.newest_labelled_model("nobody") is None
+    assert store.labelled("shop", model="m" * 16, target="another", limit=10) == []
+
+
+def test_a_removed_client_leaves_no_prediction_or_label(database: Database, policies: PolicyStore) -> None:
+    store = PredictionStore(database)
+    policies.add("shop", ClientPolicy(), who="ann")
+    store.write([prediction(1)])
+    store.label({prediction(1).id: 1})
+    policies.remove("shop", who="ann")
+    assert store.models_of([prediction(1).id], None) == {}
+    assert store.labelled("shop", model="m" * 16, target="", limit=1) == []
+
+
+def test_old_and_superfluous_predictions_are_forgotten_with_their_labels(database: Database) -> None:
+    store = PredictionStore(database, clock=lambda: 100.0)
+    store.write([prediction(number, at=number * 10.0) for number in range(10)])
+    store.label({prediction(0).id: 1, prediction(9).id: 1})
+    assert store.prune(max_age=75, max_count=100) == 3
+    assert store.prune(max_age=75, max_count=4) == 3
+    kept = store.models_of([prediction(number).id for number in range(10)], None)
+    assert sorted(kept) == [prediction(number).id for number in range(6, 10)]
+    assert len(store.labelled("shop", model="m" * 16, target="", limit=10)) == 1
+
+
+def test_a_model_is_remembered_by_its_version(database: Database) -> None:
+    store, manifest = PredictionStore(database), make_manifest()
+    for _ in range(2):
+        store.remember_model(manifest, manifest.version)
+    back = store.model(manifest.version)
+    assert back is not None
+    assert (back.classes, back.alpha) == (manifest.classes, manifest.alpha)
+    assert store.model("unknown") is None
+
+
+def test_a_database_that_goes_away_is_an_error_in_time_and_comes_back(tmp_path: Path) -> None:
+    said: list[bool] = []
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        with postgresql.running(Path(folder) / "cluster", free_port()) as server:
+            database = Database(server.url(), said.append)
+            database.migrate()
+            policies = PolicyStore(database)
+            policies.add("shop", ClientPolicy(), who="ann")
+            server.stop()
+            with pytest.raises(StoreUnavailable, match="The database cannot be used"):
+                policies.clients()
+            assert said[-1] is False
+            server.start()
+            assert [client.name for client in policies.clients()] == ["shop"]
+            assert said[-1] is True
+            database.close()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_when_it_is_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    database = Database(f"sqlite:///{tmp_path / 'file' / 'evenkeel.sqlite'}")
+    with pytest.raises(StoreUnavailable, match="unable to open"):
+        database.migrate()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "a database's address looks like"),
+        ("mysql://localhost/x", "must be sqlite or postgresql, got 'mysql'"),
+        ("sqlite://", "SQLite needs a file"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused(url: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_url(url)
