@@ -21,6 +21,7 @@ from torch import Tensor
 from service.bundle import (
     PARITY_FILE,
     PARITY_TOLERANCE,
+    SAMPLES_FILE,
     AlphaSpec,
     Bundle,
     BundleError,
@@ -78,10 +79,7 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
                 target,
                 describe(checkpoint, folder, direction),
                 models=files,
-                files={
-                    PARITY_FILE: parity.to_bytes(),
-                    **{name: folder / name for name in (EVALUATION_FILE, CURVE_FILE, PLOT_FILE)},
-                },
+                files={PARITY_FILE: parity.to_bytes(), **_evaluated(folder)},
             )
         except (BundleError, ValueError) as error:
             raise TrainerError(f"{target}: {error}") from error
@@ -91,6 +89,12 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
         soft_wrap=True,
     )
     return bundle
+
+
+def _evaluated(folder: Path) -> dict[str, Path]:
+    """Name the files of the evaluation; a run of an earlier release has no samples."""
+    names = (EVALUATION_FILE, CURVE_FILE, PLOT_FILE, SAMPLES_FILE)
+    return {name: folder / name for name in names if name != SAMPLES_FILE or (folder / name).exists()}
 
 
 def serving_graph(checkpoint: Checkpoint, direction: str, *, half: bool = False) -> ServingGraph:

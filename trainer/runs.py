@@ -13,6 +13,7 @@ import yaml
 from rich.table import Table as RichTable
 from torch import Tensor
 
+from service.bundle import SAMPLES_FILE
 from service.tradeoff import AccuracyCurve
 from trainer.alpha import choose_alpha
 from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
@@ -24,6 +25,7 @@ from trainer.inference import branches_of, extract_features, feature_means
 from trainer.model import LongTailClassifier
 from trainer.plots import plot_tradeoff
 from trainer.progress import console
+from trainer.showcase import write_showcase
 from trainer.train import Training, choose_device
 
 DIRECTIONS = ("ema", "dataset_mean")
@@ -183,6 +185,7 @@ def _evaluate(
         (folder / EVALUATION_FILE).write_text(json.dumps(report, indent=1) + "\n")
         _save_curve(ema.curve, folder / CURVE_FILE)
         plot_tradeoff(ema, default, f"{checkpoint.recipe.name}: the trade-off over alpha", folder / PLOT_FILE)
+        write_showcase(splits.test, ema.branches, checkpoint.recipe, default, folder / SAMPLES_FILE)
     _print(report, folder)
 
 
