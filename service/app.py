@@ -17,7 +17,7 @@ from service.images import ImageDecoder
 from service.metrics import Metrics
 from service.model import Model
 from service.predictor import Predictor, run_batch
-from service.routes import failures, health, metrics, model, predict, samples
+from service.routes import failures, health, inference_protocol, metrics, model, predict, samples
 from service.routes.answers import AnswerWriter
 from service.routes.context import Readiness, Service
 from service.routes.rules import Rules
@@ -49,7 +49,7 @@ def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING)
     app.state.service = service
     failures.install(app)
     routes = set()
-    for part in (predict, model, samples, health, metrics):
+    for part in (predict, inference_protocol, model, samples, health, metrics):
         app.include_router(part.router)
         routes |= {route.path for route in part.router.routes}
     app.counted_routes = frozenset(routes)

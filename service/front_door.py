@@ -36,14 +36,18 @@ class FrontDoor(FastAPI):
             count(path, response.status_code)
             await response(scope, receive, send)
             return
-        route = path if path in self.counted_routes else "other"
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                count(route, message["status"])
+                count(self._route(scope), message["status"])
             await send(message)
 
         await super().__call__(scope, receive, counted)
+
+    def _route(self, scope: Scope) -> str:
+        """Return the template of the path that was taken, such as /v2/models/{name}."""
+        path = getattr(scope.get("route"), "path", scope["path"])
+        return path if path in self.counted_routes else "other"
 
 
 async def _predict(request: Request) -> Response:

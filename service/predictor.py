@@ -33,13 +33,16 @@ class Tensors(NamedTuple):
     feature_map: NDArray[np.float32] | None
 
 
+Wants = Literal["score", "tensors", "feature_map"]
+
+
 class Work(NamedTuple):
     """One picture to run: by whom, with which knobs, and what is wanted of it."""
 
     predictor: "Predictor"
     pixels: Pixels
     knobs: Knobs
-    wants: Literal["score", "tensors", "feature_map"] = "score"
+    wants: Wants = "score"
 
 
 Outcome = Score | Tensors
@@ -60,7 +63,7 @@ class Predictor:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._range = model.manifest.alpha
-        self._log_class_share = model.manifest.log_class_share()
+        self.log_class_share = model.manifest.log_class_share()
 
     def run(self, works: Sequence[Work]) -> list[Outcome]:
         """Run the model once for all and give each what it wants."""
@@ -82,13 +85,13 @@ class Predictor:
 
     def _scores(self, branches: Branches, knobs: Sequence[Knobs]) -> list[Score]:
         low, high = self._range.minimum, self._range.maximum
-        return score(branches, knobs, log_class_share=self._log_class_share, low=low, high=high)
+        return score(branches, knobs, log_class_share=self.log_class_share, low=low, high=high)
 
     def _tensors(
         self, branches: Branches, feature_map: NDArray[np.float32] | None, knobs: Sequence[Knobs]
     ) -> list[Tensors]:
         alpha, prior_strength = np.array(knobs, dtype=np.float64).T[:, :, None]
         logits = branches.factual_logits - alpha * branches.counterfactual_logits
-        logits -= prior_strength * self._log_class_share
+        logits -= prior_strength * self.log_class_share
         maps = [None] * len(knobs) if feature_map is None else feature_map
         return [Tensors(*row) for row in zip(logits.astype(np.float32), *branches, maps, strict=True)]

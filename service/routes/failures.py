@@ -15,6 +15,9 @@ from service.schemas import ErrorResponse
 
 logger = logging.getLogger(__name__)
 
+PROTOCOL_PREFIX = "/v2"
+"""Below it errors carry `error` too, as the Open Inference Protocol has it."""
+
 
 def install(app: FastAPI) -> None:
     """Have the app answer all its errors in this form."""
@@ -23,11 +26,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def documented(*statuses: int, model: type[ErrorResponse] = ErrorResponse) -> dict[int | str, dict[str, Any]]:
     """Return what OpenAPI says of these statuses, from the table."""
     return {
         status: {
-            "model": ErrorResponse,
+            "model": model,
             "description": " ".join(kind.__doc__ or "" for kind, its in STATUS.items() if its == status),
         }
         for status in statuses
@@ -38,7 +41,10 @@ def failure(error: ServiceError, request: Request) -> Response:
     """Return the answer to an error."""
     service_of(request).metrics.errors.labels(error.code).inc()
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return Response(orjson.dumps(error.body()), STATUS[type(error)], headers, media_type="application/json")
+    body = error.body()
+    if request.scope["path"].startswith(PROTOCOL_PREFIX):
+        body["error"] = error.message
+    return Response(orjson.dumps(body), STATUS[type(error)], headers, media_type="application/json")
 
 
 async def _service_error(request: Request, error: Exception) -> Response:

@@ -76,8 +76,11 @@ class Rules:
     ) -> ImageQuery:
         alpha = options.alpha if own_alpha is None else own_alpha
         strength = options.prior_strength if own_strength is None else own_strength
-        knobs = Knobs(self._alpha.default if alpha is None else alpha, 0.0 if strength is None else strength)
-        return ImageQuery(data, field, knobs, "model" if alpha is None else "request")
+        return ImageQuery(data, field, self.knobs(alpha, strength), "model" if alpha is None else "request")
+
+    def knobs(self, alpha: float | None, prior_strength: float | None) -> Knobs:
+        """Return the knobs of a picture; None: the default."""
+        return Knobs(self._alpha.default if alpha is None else alpha, 0.0 if prior_strength is None else prior_strength)
 
     def alpha(self, value: float, field: str) -> float:
         """Return the alpha if the model allows it."""

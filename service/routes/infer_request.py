@@ -1,0 +1,219 @@
+"""From an inference request of the Open Inference Protocol to one `InferQuery`.
+
+Inputs and outputs are the bundle's contract: `image`, and where wanted `alpha` and `prior_strength`, which may also
+be parameters of the whole request. Nothing is guessed: what is unknown, repeated, malformed or out of range is
+refused with its name, the value and the remedy. It knows neither the queue nor the answer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from service.bundle import InputSpec
+from service.errors import InvalidParameter, Value
+from service.routes.rules import Rules, repeated
+from service.scoring import Knobs
+from service.tensors import BinaryParts, JsonObject, Shape, read_tensor, split_message
+
+KNOBS: Final = ("alpha", "prior_strength")
+RANKED: Final = ("logits", "factual_logits", "counterfactual_logits")
+"""The outputs with one number per class, which can be had as a ranking."""
+ON_REQUEST: Final = ("feature_map",)
+"""Outputs that are only sent if a request names them: they are large."""
+
+_REQUEST_KEYS: Final = {"id", "inputs", "outputs", "parameters"}
+_PARAMETERS: Final = {*KNOBS, "binary_data_output", "timeout"}
+_REMEDY: Final = "See the model's metadata and GET /openapi.json."
+_LARGEST_JSON: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """An output to send; `classes` is the length of its ranking, 0 for the numbers themselves."""
+
+    name: str
+    binary: bool
+    classes: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InferQuery:
+    """A whole request: N images uint8 [N, H, W, 3] with their knobs, and what to send back.
+
+    Attributes:
+        timeout: seconds that the client waits at most; None: as long as the settings say.
+    """
+
+    id: str | None
+    images: NDArray[np.uint8]
+    knobs: list[Knobs]
+    outputs: list[RequestedOutput]
+    timeout: float | None
+
+
+def read_infer(
+    body: bytes, header_length: str | None, *, rules: Rules, spec: InputSpec, outputs: Mapping[str, Shape]
+) -> InferQuery:
+    """Read and check a whole inference request.
+
+    Args:
+        body: the request's body.
+        header_length: the header `Inference-Header-Content-Length`, None where there is none.
+        rules: what a request may ask.
+        spec: the model's input.
+        outputs: the shape for one picture of each output that there is, -1 where it is free.
+
+    Raises:
+        InvalidBody, InvalidParameter, TooManyImages
+    """
+    message, rest = split_message(body, header_length)
+    _refuse_unknown(message, _REQUEST_KEYS, "request")
+    identity = message.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise _wrong("id", "must be a string")
+    parameters = _object(message.get("parameters", {}), "parameters")
+    _refuse_unknown(parameters, _PARAMETERS, "parameters")
+    parts = BinaryParts(rest)
+    tensors = _inputs(message.get("inputs"), parts, rules, spec)
+    parts.refuse_rest()
+    images: NDArray[np.uint8] = tensors["image"]
+    alphas, strengths = (_knob(name, tensors, parameters, len(images), rules) for name in KNOBS)
+    requested = _outputs(message.get("outputs"), parameters, outputs, rules)
+    _refuse_long_json(requested, outputs, len(images))
+    knobs = [rules.knobs(*pair) for pair in zip(alphas, strengths, strict=True)]
+    return InferQuery(identity, images, knobs, requested, _timeout(parameters))
+
+
+def _inputs(inputs: object, parts: BinaryParts, rules: Rules, spec: InputSpec) -> dict[str, NDArray[Any]]:
+    if not isinstance(inputs, list) or not inputs:
+        raise _wrong("inputs", "must be a list with the tensor image, and alpha and prior_strength if wanted")
+    tensors: dict[str, NDArray[Any]] = {}
+    count: int | None = None
+    for position, each in enumerate(inputs):
+        tensor = _object(each, f"inputs[{position}]")
+        name = tensor.get("name")
+        if name not in ("image", *KNOBS):
+            raise _wrong(f"inputs[{position}].name", "must be image, alpha or prior_strength", name)
+        if name in tensors:
+            raise repeated(str(name), "a tensor")
+        _refuse_unknown(tensor, {"name", "datatype", "shape", "data", "parameters"}, f"inputs[{position}]")
+        datatype = "UINT8" if name == "image" else "FP32"
+        if tensor.get("datatype") != datatype:
+            raise _wrong(f"{name}.datatype", f"must be {datatype}", tensor.get("datatype"))
+        row = (spec.height, spec.width, 3) if name == "image" else ()
+        shape = _shape(tensor.get("shape"), row, name, rules)
+        if count not in {None, shape[0]}:
+            raise _wrong(f"{name}.shape", f"must begin with {count}, as the inputs before it", shape[0])
+        count = shape[0]
+        tensors[name] = read_tensor(tensor, parts, datatype=datatype, shape=shape, field=name)
+    if "image" not in tensors:
+        raise _wrong("inputs", "lacks image")
+    return tensors
+
+
+def _shape(shape: object, row: Shape, name: str, rules: Rules) -> Shape:
+    """Return the shape if it is that of N rows; a knob may also come as [N, 1], as Triton has it."""
+    allowed = [row] if row else [(), (1,)]
+    whole = isinstance(shape, list) and all(type(length) is int for length in shape) and shape and shape[0] > 0
+    if not whole or tuple(shape[1:]) not in allowed:  # type: ignore[index]
+        expected = ["N", *row]
+        raise _wrong(f"{name}.shape", f"must be [{', '.join(map(str, expected))}] with N of at least 1", shape)
+    rules.refuse_too_many(shape[0])  # type: ignore[index]
+    return tuple(shape)  # type: ignore[arg-type]
+
+
+def _knob(
+    name: str, tensors: Mapping[str, NDArray[Any]], parameters: JsonObject, count: int, rules: Rules
+) -> list[float | None]:
+    """Return a knob for each picture: its tensor's, the request's parameter, or None."""
+    check = getattr(rules, name)
+    if name in tensors and name in parameters:
+        raise repeated(name, str(parameters[name]))
+    if name in tensors:
+        values = tensors[name].reshape(-1).tolist()
+        return [check(value, f"{name}[{position}]") for position, value in enumerate(values)]
+    value = parameters.get(name)
+    if value is None:
+        return [None] * count
+    if type(value) not in {int, float}:
+        raise _wrong(f"parameters.{name}", "must be a number", value)
+    return [check(float(value), f"parameters.{name}")] * count
+
+
+def _outputs(
+    requested: object, parameters: JsonObject, outputs: Mapping[str, Shape], rules: Rules
+) -> list[RequestedOutput]:
+    binary = _switch(parameters.get("binary_data_output", False), "parameters.binary_data_output")
+    if requested is None or requested == []:
+        return [RequestedOutput(name, binary) for name in outputs if name not in ON_REQUEST]
+    if not isinstance(requested, list):
+        raise _wrong("outputs", "must be a list")
+    chosen: list[RequestedOutput] = []
+    for position, each in enumerate(requested):
+        output = _object(each, f"outputs[{position}]")
+        _refuse_unknown(output, {"name", "parameters"}, f"outputs[{position}]")
+        name = output.get("name")
+        if not isinstance(name, str) or name not in outputs:
+            raise _wrong(f"outputs[{position}].name", f"must be one of {', '.join(outputs)}", name)
+        if any(name == other.name for other in chosen):
+            raise repeated(name, "an output")
+        options = _object(output.get("parameters", {}), f"{name}.parameters")
+        _refuse_unknown(options, {"binary_data", "classification"}, f"{name}.parameters")
+        as_bytes = _switch(options.get("binary_data", binary), f"{name}.parameters.binary_data")
+        chosen.append(RequestedOutput(name, as_bytes, _classes(options, name, rules)))
+    return chosen
+
+
+def _classes(options: JsonObject, name: str, rules: Rules) -> int:
+    wanted = options.get("classification")
+    if wanted is None:
+        return 0
+    field = f"{name}.parameters.classification"
+    if name not in RANKED:
+        raise _wrong(field, f"is only had of {', '.join(RANKED)}", wanted)
+    if type(wanted) is not int:
+        raise _wrong(field, "must be a whole number", wanted)
+    return rules.top_k(wanted, field)
+
+
+def _refuse_long_json(requested: list[RequestedOutput], outputs: Mapping[str, Shape], count: int) -> None:
+    """Refuse to write as text what would keep everyone else waiting."""
+    for output in requested:
+        if not (output.binary or output.classes) and count * abs(int(np.prod(outputs[output.name]))) > _LARGEST_JSON:
+            raise _wrong(output.name, f"for {count} images has more than {_LARGEST_JSON} numbers: too long for JSON")
+
+
+def _timeout(parameters: JsonObject) -> float | None:
+    """Return the protocol's timeout, which is in microseconds, in seconds."""
+    value = parameters.get("timeout")
+    if value is None:
+        return None
+    if type(value) is not int or not 0 < value < 2**63:
+        raise _wrong("parameters.timeout", "must be a whole number of microseconds above 0", value)
+    return value / 1e6
+
+
+def _switch(value: object, field: str) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(field, "must be true or false", value)
+    return value
+
+
+def _object(value: object, field: str) -> JsonObject:
+    if not isinstance(value, dict):
+        raise _wrong(field, "must be a JSON object", value)
+    return value
+
+
+def _refuse_unknown(given: JsonObject, known: set[str], field: str) -> None:
+    if unknown := sorted(given.keys() - known):
+        raise _wrong(f"{field}.{unknown[0]}", f"is unknown; {field} takes {', '.join(sorted(known))}")
+
+
+def _wrong(field: str, what: str, value: object = None) -> InvalidParameter:
+    shown: Value = value if isinstance(value, str | int | float | bool | None) else orjson.dumps(value).decode()
+    return InvalidParameter(f"{field} {what}.", field=field, value=shown, remedy=_REMEDY)

@@ -1,0 +1,264 @@
+"""The Open Inference Protocol, version 2: `/v2`, for clients that speak it already.
+
+One model with one version, that of the bundle; JSON and the binary tensor extension, rankings (`classification`), and
+this model's knobs as tensors or as parameters. The same queue, limits and errors as `/predict`, which knows pictures
+where this knows pixels.
+
+Source: KServe, *Open Inference Protocol*; NVIDIA, Triton's extensions for binary data and classification.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from importlib.metadata import version
+from time import perf_counter
+from typing import Any, cast
+
+import numpy as np
+import orjson
+from fastapi import APIRouter
+from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.bundle import Manifest
+from service.errors import NotFound, NotReady, UnsupportedMediaType
+from service.inference_schemas import (
+    InferResponse,
+    LiveResponse,
+    ModelMetadataResponse,
+    ModelReadyResponse,
+    ProtocolError,
+    ReadyResponse,
+    ServerMetadataResponse,
+)
+from service.model import Model
+from service.predictor import Tensors, Wants, Work
+from service.routes.client_watch import ClientWatch
+from service.routes.context import PlainRoute, Service, service_of
+from service.routes.failures import documented
+from service.routes.forms import read_body
+from service.routes.infer_request import InferQuery, RequestedOutput, read_infer
+from service.routes.inference_docs import INFER, MODEL, VERSION
+from service.tensors import Shape, Values, join_message, write_tensor
+
+router = APIRouter(prefix="/v2", route_class=PlainRoute, tags=["Open Inference Protocol"])
+
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+@router.get("", summary="The server and its extensions", response_model=ServerMetadataResponse)
+async def server_metadata(request: Request) -> Response:
+    """Answer with what is understood of the protocol."""
+    extensions = ["binary_tensor_data", "classification", "parameters"]
+    return _json({"name": "evenkeel", "version": version("evenkeel"), "extensions": extensions})
+
+
+@router.get("/health/live", summary="Is the process alive?", response_model=LiveResponse)
+async def live(request: Request) -> Response:
+    """Answer as long as the event loop turns."""
+    return _json({"live": True})
+
+
+@router.get(
+    "/health/ready",
+    summary="Are requests welcome?",
+    response_model=ReadyResponse,
+    responses=documented(503, model=ProtocolError),
+)
+async def ready(request: Request) -> Response:
+    """Answer 200 while requests are welcome."""
+    _refuse_unless_ready(service_of(request))
+    return _json({"ready": True})
+
+
+@router.get(
+    "/models/{name}",
+    summary="The model's inputs and outputs",
+    response_model=ModelMetadataResponse,
+    responses=documented(404, model=ProtocolError),
+    openapi_extra=MODEL,
+)
+@router.get(
+    "/models/{name}/versions/{version}",
+    summary="The inputs and outputs of a version of the model",
+    response_model=ModelMetadataResponse,
+    responses=documented(404, model=ProtocolError),
+    openapi_extra=VERSION,
+)
+async def model_metadata(request: Request) -> Response:
+    """Answer with names, types and shapes; -1 is a length that is free."""
+    model = _model(request).model
+    spec = model.manifest.input
+    inputs = {"image": ("UINT8", (spec.height, spec.width, 3)), "alpha": ("FP32", ()), "prior_strength": ("FP32", ())}
+    return _json(
+        {
+            "name": model.manifest.name,
+            "versions": [model.manifest.version],
+            "platform": "onnxruntime_onnx",
+            "inputs": [_described(name, *kind) for name, kind in inputs.items()],
+            "outputs": [_described(name, "FP32", shape) for name, shape in output_shapes(model).items()],
+        }
+    )
+
+
+@router.get(
+    "/models/{name}/ready",
+    summary="Are requests to this model welcome?",
+    response_model=ModelReadyResponse,
+    responses=documented(404, 503, model=ProtocolError),
+    openapi_extra=MODEL,
+)
+@router.get(
+    "/models/{name}/versions/{version}/ready",
+    summary="Are requests to this version of the model welcome?",
+    response_model=ModelReadyResponse,
+    responses=documented(404, 503, model=ProtocolError),
+    openapi_extra=VERSION,
+)
+async def model_ready(request: Request) -> Response:
+    """Answer 200 while requests are welcome."""
+    service = _model(request)
+    _refuse_unless_ready(service)
+    return _json({"name": service.model.manifest.name, "ready": True})
+
+
+_INFER: dict[str, Any] = {
+    "response_model": InferResponse,
+    "responses": documented(400, 404, 408, 413, 415, 422, 429, 500, 503, 504, model=ProtocolError),
+}
+
+
+@router.post("/models/{name}/infer", summary="Run the model", openapi_extra=MODEL | INFER, **_INFER)
+@router.post(
+    "/models/{name}/versions/{version}/infer",
+    summary="Run this version of the model",
+    openapi_extra=VERSION | INFER,
+    **_INFER,
+)
+async def infer(request: Request) -> Response:
+    """Answer an inference request, in JSON or with binary tensors."""
+    begin, loop = perf_counter(), asyncio.get_running_loop()
+    service, arrived = _model(request), loop.time()
+    query = await _read(request, service)
+    patience = min(query.timeout or service.settings.request_timeout, service.settings.request_timeout)
+    with service.batcher.admit(len(query.images)) as admission:
+        watch = ClientWatch(request, admission)
+        try:
+            rows = await admission.run(_works(query, service), deadline=arrived + patience)
+        finally:
+            watch.end()
+    response = _answer(query, cast(list[Tensors], rows), service)
+    service.metrics.total_seconds.observe(perf_counter() - begin)
+    return response
+
+
+async def _read(request: Request, service: Service) -> InferQuery:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            "The body must not be compressed.",
+            field="Content-Encoding",
+            value=encoding,
+            remedy="Send it as it is; pixels as binary tensors are the shortest form.",
+        )
+    return read_infer(
+        await read_body(request, service.settings),
+        request.headers.get(_HEADER_LENGTH),
+        rules=service.rules,
+        spec=service.model.manifest.input,
+        outputs=output_shapes(service.model),
+    )
+
+
+def _works(query: InferQuery, service: Service) -> list[Work]:
+    with_map = any(output.name == "feature_map" for output in query.outputs)
+    wants: Wants = "feature_map" if with_map else "tensors"
+    by = service.predictor
+    return [Work(by, pixels, knobs, wants) for pixels, knobs in zip(query.images, query.knobs, strict=True)]
+
+
+def _answer(query: InferQuery, rows: list[Tensors], service: Service) -> Response:
+    manifest = service.model.manifest
+    columns = {
+        name: np.stack([getattr(row, name) for row in rows])
+        for name in Tensors._fields
+        if getattr(rows[0], name) is not None
+    }
+    _observe(query, columns, manifest, service)
+    written = [
+        write_tensor(output.name, _values(columns[output.name], output, manifest), binary=output.binary)
+        for output in query.outputs
+    ]
+    message: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version}
+    if query.id is not None:
+        message["id"] = query.id
+    message["outputs"] = [tensor for tensor, _ in written]
+    body, head = join_message(message, [raw for _, raw in written])
+    if head is None:
+        return Response(body, media_type="application/json")
+    return Response(body, headers={_HEADER_LENGTH: str(head)}, media_type="application/octet-stream")
+
+
+def _values(values: NDArray[np.float32], output: RequestedOutput, manifest: Manifest) -> Values:
+    """Return the numbers, or each row's ranking as `value:index:label`."""
+    if not output.classes:
+        return values
+    ranking = (-values).argsort(axis=1, kind="stable")[:, : output.classes]
+    return [
+        [f"{row[index]:f}:{index}:{manifest.classes[index].name}" for index in order]
+        for row, order in zip(values.tolist(), ranking.tolist(), strict=True)
+    ]
+
+
+def _observe(query: InferQuery, columns: dict[str, NDArray[np.float32]], manifest: Manifest, service: Service) -> None:
+    """Count each prediction as `/predict` does."""
+    strengths = np.array([knobs.prior_strength for knobs in query.knobs])[:, None]
+    plain = (columns["factual_logits"] - strengths * service.predictor.log_class_share).argmax(axis=1).tolist()
+    winners = columns["logits"].argmax(axis=1).tolist()
+    cosines = columns["confounder_cosine"].mean(axis=1).tolist()
+    for knobs, winner, plain_winner, cosine in zip(query.knobs, winners, plain, cosines, strict=True):
+        service.metrics.observe_prediction(
+            alpha=knobs.alpha,
+            winner_group=manifest.classes[winner].shot_group,
+            plain_group=manifest.classes[plain_winner].shot_group,
+            flipped=winner != plain_winner,
+            confounder_cosine=cosine,
+        )
+
+
+def output_shapes(model: Model) -> dict[str, Shape]:
+    """Return the shape for one picture of each output, -1 where it is free."""
+    classes, slices = len(model.manifest.classes), model.manifest.tde.num_heads
+    shapes: dict[str, Shape] = dict.fromkeys(("logits", "factual_logits", "counterfactual_logits"), (classes,))
+    shapes["confounder_cosine"] = (slices,)
+    if model.feature_map_shape is not None:
+        shapes["feature_map"] = model.feature_map_shape
+    return shapes
+
+
+def _described(name: str, datatype: str, row: Sequence[int]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": [-1, *row]}
+
+
+def _model(request: Request) -> Service:
+    """Return the service if the path names its model, and its version where it names one."""
+    service, named = service_of(request), request.path_params
+    manifest = service.model.manifest
+    for field, there in (("name", manifest.name), ("version", manifest.version)):
+        if named.get(field, there) != there:
+            raise NotFound(
+                f"The model served is {manifest.name}, version {manifest.version}.",
+                field=field,
+                value=named[field],
+                remedy=f"Ask for {there}.",
+            )
+    return service
+
+
+def _refuse_unless_ready(service: Service) -> None:
+    if service.readiness.reason is not None:
+        raise NotReady(service.readiness.reason, remedy="Send requests to another instance, or come back later.")
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
