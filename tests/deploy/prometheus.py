@@ -28,6 +28,12 @@ def binary(name: str) -> str:
     return path
 
 
+def promtool(*arguments: str) -> None:
+    """Run promtool; whatever it objects to fails the test."""
+    result = subprocess.run([binary("promtool"), *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def free_port() -> int:
     """Return a port that was free a moment ago."""
     with socket.socket() as probe:

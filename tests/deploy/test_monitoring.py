@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,8 @@ import yaml
 
 from deploy.grafana.dashboard import TARGET, as_json, dashboard
 from service.metrics import STAGES, Metrics
-from tests.deploy.prometheus import binary
-
-METRIC = re.compile(r"\bevenkeel_[a-z0-9_]+")
-SUFFIXES = {
-    "counter": ("_total",),
-    "gauge": ("",),
-    "histogram": ("_bucket", "_sum", "_count"),
-    "info": ("_info",),
-}
-
-
-def exposed() -> set[str]:
-    """Return the names of all series that /metrics can show."""
-    names: set[str] = set()
-    for family in Metrics().registry.collect():
-        # A family with labels has no series before its first event.
-        suffixes = SUFFIXES.get(family.type, ())
-        names |= {sample.name for sample in family.samples} or {family.name + suffix for suffix in suffixes}
-    return names
+from tests.deploy.exposition import METRIC, exposed
+from tests.deploy.prometheus import promtool
 
 
 def rule_expressions(root: Path) -> dict[str, str]:
@@ -42,11 +24,6 @@ def panels() -> list[dict[str, Any]]:
 
 def panel_expressions() -> list[str]:
     return [target["expr"] for panel in panels() for target in panel["targets"]]
-
-
-def promtool(*arguments: str) -> None:
-    result = subprocess.run([binary("promtool"), *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_every_metric_of_a_rule_exists(root: Path) -> None:
