@@ -84,5 +84,8 @@ class LoopHistograms(Collector):
         family = HistogramMetricFamily(self._name, self._documentation, labels=[self._label] if self._label else None)
         for value, histogram in self.series.items():
             labels = [value] if self._label else []
-            family.add_metric(labels, histogram.cumulative(), histogram.sum if self._has_sum else None)
+            buckets = histogram.cumulative()
+            family.add_metric(labels, buckets, histogram.sum if self._has_sum else None)
+            if not self._has_sum:  # then the library leaves out the count too, which an alert rule asks for
+                family.add_sample(f"{self._name}_count", {self._label: value} if self._label else {}, buckets[-1][1])
         yield family
