@@ -7,7 +7,8 @@ It knows neither models nor pictures nor HTTP: items go in, results come out.
 Everything but the function itself runs on the event loop, so there are no locks. The promises:
 
 - admission is all or nothing for the items of one caller, and bounded: beyond `max_queue_size`, QueueFull;
-- each admitted item is answered once: by its result, its batch's error, its deadline, or the shutdown;
+- each admitted item is answered once: by its result, its own error, its deadline, or the shutdown;
+- a batch that fails is run again in halves, and these in theirs, so that only the item at fault fails;
 - items of a caller that was cancelled are skipped if they still wait; their neighbours do not notice.
 """
 
@@ -18,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -35,6 +37,8 @@ class _Entry(Generic[Item, Result]):
     item: Item
     future: asyncio.Future[Result]
     since: float
+    started: float = 0.0
+    seconds: float = 0.0
 
 
 class DynamicBatcher(Generic[Item, Result]):
@@ -65,21 +69,30 @@ class DynamicBatcher(Generic[Item, Result]):
         self._queue: deque[_Entry[Item, Result]] = deque()
         self._reserved = 0  # admitted, not yet queued
         self._running: list[_Entry[Item, Result]] = []
+        self._halves: deque[list[_Entry[Item, Result]]] = deque()  # of batches that failed, each to be run by itself
+        self._started = 0.0
+        self._first_failure: float | None = None  # of those in a row
+        self._last_failure = 0.0
         self._wakeup: asyncio.Handle | None = None
         self._closed = False
         self._stopped = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._seconds_per_item = 0.0
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._executor = _one_thread()
         metrics.queue_capacity.set(max_queue_size)
         metrics.queue_depth.set_function(lambda: self.depth)
-        metrics.images_in_flight.set_function(lambda: self.depth + len(self._running))
+        metrics.images_in_flight.set_function(lambda: self.depth + len(self._running) + sum(map(len, self._halves)))
 
     @property
     def depth(self) -> int:
         """How many items are admitted and wait."""
         return len(self._queue) + self._reserved
+
+    def stuck_for(self, now: float) -> float:
+        """Return for how many seconds a run has lasted, or all runs have failed, at a moment on the loop's clock."""
+        failing = 0.0 if self._first_failure is None else self._last_failure - self._first_failure
+        return max(failing, now - self._started if self._running else 0.0)
 
     def admit(self, count: int) -> "Admission[Item, Result]":
         """Reserve places for `count` items, or refuse; a context manager whose end gives unused places back.
@@ -111,8 +124,9 @@ class DynamicBatcher(Generic[Item, Result]):
         try:
             await asyncio.wait_for(self._idle.wait(), timeout)
         except TimeoutError:
-            self._answer_all([*self._queue, *self._running], _stopped_first())
+            self._answer_all([*self._queue, *chain(*self._halves), *self._running], _stopped_first())
             self._queue.clear()
+            self._halves.clear()
         self._stopped = True
         self._executor.shutdown(wait=not self._running, cancel_futures=True)
 
@@ -128,10 +142,10 @@ class DynamicBatcher(Generic[Item, Result]):
 
     def _wake(self) -> None:
         """Have a batch started soon: once whoever else is ready in this turn of the loop has queued its items."""
-        if self._running or not self._queue:
+        if self._running or not (self._queue or self._halves):
             return
         loop = asyncio.get_running_loop()
-        wait = self._queue[0].since + self._max_queue_delay - loop.time()
+        wait = 0.0 if self._halves else self._queue[0].since + self._max_queue_delay - loop.time()
         due = wait <= 0 or self._closed or len(self._queue) >= self._max_batch_size
         if self._wakeup is not None:
             if not due:
@@ -147,12 +161,25 @@ class DynamicBatcher(Generic[Item, Result]):
             self._rest()
             return
         self._running = batch
-        started = loop.time()
+        self._started = started = loop.time()
         for entry in batch:
-            self._metrics.queue_seconds.observe(started - entry.since)
+            if not entry.started:  # else it is run again
+                self._metrics.queue_seconds.observe(started - entry.since)
+                entry.started = started
         self._metrics.batch_size.observe(len(batch))
-        run = loop.run_in_executor(self._executor, self._attempt, [entry.item for entry in batch])
+        run = self._submit([entry.item for entry in batch])
         run.add_done_callback(lambda done: self._finish(batch, done, started))
+
+    def _submit(self, items: list[Item]) -> "asyncio.Future[Sequence[Result] | ServiceError]":
+        loop = asyncio.get_running_loop()
+        try:
+            return loop.run_in_executor(self._executor, self._attempt, items)
+        except RuntimeError as cause:  # there is no thread to be had, or someone has ended it
+            logger.error("the inference thread is gone (%s); another takes its place", cause)
+            self._executor = _one_thread()
+            failed = loop.create_future()
+            failed.set_result(_inference_failed(cause))
+            return failed
 
     def _attempt(self, items: list[Item]) -> Sequence[Result] | ServiceError:
         """Run the batch in the executor's thread; whatever goes wrong comes back as a value."""
@@ -161,16 +188,12 @@ class DynamicBatcher(Generic[Item, Result]):
             if len(results) != len(items):
                 raise RuntimeError(f"a batch of {len(items)} gave {len(results)} results")
         except BaseException as cause:
-            logger.exception("a batch of %d failed", len(items))
-            error = InferenceFailed(
-                "The model failed on the batch that this image was in.",
-                remedy="Try again; if it happens again, the service's log says more.",
-            )
-            error.__cause__ = cause
-            return error
+            return _inference_failed(cause)
         return results
 
     def _take(self) -> list[_Entry[Item, Result]]:
+        if self._halves:
+            return [entry for entry in self._halves.popleft() if not entry.future.done()]
         batch: list[_Entry[Item, Result]] = []
         while self._queue and len(batch) < self._max_batch_size:
             entry = self._queue.popleft()
@@ -187,21 +210,36 @@ class DynamicBatcher(Generic[Item, Result]):
         started: float,
     ) -> None:
         self._running = []
-        seconds = asyncio.get_running_loop().time() - started
+        now = asyncio.get_running_loop().time()
+        seconds = now - started
         self._seconds_per_item += 0.2 * (seconds / len(batch) - self._seconds_per_item)
         self._metrics.inference_seconds.observe(seconds)
         outcome = _stopped_first() if run.cancelled() else run.result()
         if isinstance(outcome, ServiceError):
-            self._metrics.failed_batches.inc()
-            self._answer_all(batch, outcome)
+            self._fail(batch, outcome, now)
         else:
+            self._first_failure = None
             for entry, result in zip(batch, outcome, strict=True):
+                entry.seconds = seconds
                 if not entry.future.done():
                     entry.future.set_result(result)
         self._rest()
 
+    def _fail(self, batch: list[_Entry[Item, Result]], error: ServiceError, now: float) -> None:
+        """Answer a lone item with the error; have the halves of a larger batch run next, each by itself."""
+        self._metrics.failed_batches.inc()
+        self._last_failure = now
+        self._first_failure = now if self._first_failure is None else self._first_failure
+        if len(batch) == 1 or not isinstance(error, InferenceFailed):
+            logger.error("a batch of %d failed: %r", len(batch), error.__cause__ or error)
+            self._answer_all(batch, error)
+            return
+        logger.error("a batch of %d failed; its halves are run apart", len(batch), exc_info=error.__cause__)
+        middle = len(batch) // 2
+        self._halves.extendleft((batch[middle:], batch[:middle]))
+
     def _rest(self) -> None:
-        if self._queue:
+        if self._queue or self._halves:
             self._wake()
         elif not self._running and not self._reserved:
             self._idle.set()
@@ -217,8 +255,24 @@ class DynamicBatcher(Generic[Item, Result]):
         return max(1, math.ceil((self.depth + len(self._running)) * self._seconds_per_item))
 
 
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="inference")
+
+
+def _inference_failed(cause: BaseException) -> InferenceFailed:
+    error = InferenceFailed(
+        "The model failed on this image.", remedy="Try again; if it happens again, the service's log says more."
+    )
+    error.__cause__ = cause
+    return error
+
+
 def _stopped_first() -> ShuttingDown:
     return ShuttingDown("The service shut down before this image's turn.", remedy="Send it again.")
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("The answer did not come within the time allowed.", remedy="Try again when it is calmer.")
 
 
 class Admission(Generic[Item, Result]):
@@ -239,6 +293,14 @@ class Admission(Generic[Item, Result]):
     ) -> None:
         self._release()
 
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """How long the items waited in the queue, and how long the function took for them: of each the longest."""
+        return (
+            max((entry.started - entry.since for entry in self._entries), default=0.0),
+            max((entry.seconds for entry in self._entries), default=0.0),
+        )
+
     async def run(self, items: Sequence[Item], *, deadline: float) -> list[Result]:
         """Queue the items in the places held and return their results in order.
 
@@ -248,11 +310,14 @@ class Admission(Generic[Item, Result]):
 
         Raises:
             DeadlineExceeded: it passed first.
-            InferenceFailed: a batch that one of the items was in failed.
+            InferenceFailed: the function failed on one of the items.
             ShuttingDown: the service stopped first.
         """
         assert len(items) == self._reserved, "an admission is for a number of items"
         batcher, loop = self._batcher, asyncio.get_running_loop()
+        if deadline <= loop.time():
+            batcher._metrics.rejected_images.labels(DeadlineExceeded.code).inc(len(items))
+            raise _too_late()
         self._entries = batcher._enqueue(items)
         self._release()
         timer = loop.call_at(deadline, self._expire)
@@ -272,9 +337,7 @@ class Admission(Generic[Item, Result]):
         self._give_up(ClientLeft("The client closed the connection before the answer."))
 
     def _expire(self) -> None:
-        self._give_up(
-            DeadlineExceeded("The answer did not come within the time allowed.", remedy="Try again when it is calmer.")
-        )
+        self._give_up(_too_late())
 
     def _give_up(self, error: ServiceError) -> None:
         open_entries = [entry for entry in self._entries if not entry.future.done()]

@@ -130,15 +130,91 @@ async def test_cancelling_one_that_runs_leaves_its_neighbours_alone(make: Make, 
 
 
 async def test_a_failing_batch_fails_its_own_members_alone(make: Make, echo: Echo, metrics: Metrics) -> None:
-    batcher = make(max_batch_size=2)
-    echo.poison = {2}
+    batcher = make(max_batch_size=8, max_queue_size=20)
+    echo.poison = {3}
     echo.gate.clear()
-    tasks = await ask_many(batcher, 0, 1, 2, 3, 4, 5)
+    first = await ask_many(batcher, 99)
+    tasks = await ask_many(batcher, *range(10))
     echo.gate.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [isinstance(result, InferenceFailed) for result in results] == [False, False, True, True, False, False]
-    assert results[4] == ["item 4"]
-    assert total(metrics, "evenkeel_failed_batches_total") == 1
+    assert [isinstance(result, InferenceFailed) for result in results] == [item == 3 for item in range(10)]
+    assert [result for result in results if isinstance(result, list)] == [
+        [f"item {item}"] for item in range(10) if item != 3
+    ]
+    assert await first[0] == ["item 99"]
+    assert echo.batches == [[99], [*range(8)], [0, 1, 2, 3], [0, 1], [2, 3], [2], [3], [4, 5, 6, 7], [8, 9]]
+    assert total(metrics, "evenkeel_failed_batches_total") == 4
+    assert batcher.depth == total(metrics, "evenkeel_images_in_flight") == 0
+
+
+async def test_a_batch_that_is_too_large_succeeds_in_parts(make: Make) -> None:
+    def out_of_memory(items: list[int]) -> list[str]:
+        if len(items) > 2:
+            raise MemoryError("too large")
+        return [f"item {item}" for item in items]
+
+    batcher = make(out_of_memory, max_batch_size=8)
+    assert await ask(batcher, *range(8)) == [f"item {item}" for item in range(8)]
+
+
+async def test_halves_skip_whoever_left_and_closing_waits_for_the_rest(make: Make, echo: Echo) -> None:
+    batcher = make()
+    echo.poison = {0, 1, 2, 3}
+    echo.gate.clear()
+    tasks = await ask_many(batcher, 0, 1, 2, 3)
+    tasks[2].cancel()
+    tasks[3].cancel()
+    closing = asyncio.create_task(batcher.close(5))
+    echo.gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    await closing
+    assert [type(result) for result in results[:2]] == [InferenceFailed] * 2
+    assert echo.batches == [[0, 1, 2, 3], [0, 1], [0], [1]]
+
+
+async def test_a_thread_that_is_gone_is_replaced_and_nobody_hangs(make: Make) -> None:
+    batcher = make()
+    batcher._executor.shutdown()
+    assert await asyncio.wait_for(ask(batcher, 1, 2), 5) == ["item 1", "item 2"]
+    assert batcher.stuck_for(asyncio.get_running_loop().time()) == 0
+
+
+async def test_it_says_for_how_long_it_is_stuck(make: Make, echo: Echo) -> None:
+    batcher, loop = make(), asyncio.get_running_loop()
+    echo.gate.clear()
+    (task,) = await ask_many(batcher, 1)
+    assert batcher.stuck_for(loop.time() + 7) >= 7
+    echo.gate.set()
+    await task
+    assert batcher.stuck_for(loop.time() + 7) == 0
+    echo.poison = {2}
+    for _ in range(2):
+        with pytest.raises(InferenceFailed):
+            await ask(batcher, 2)
+        await asyncio.sleep(0.05)
+    assert 0.05 <= batcher.stuck_for(loop.time() + 7) < 1
+    await ask(batcher, 1)
+    assert batcher.stuck_for(loop.time() + 7) == 0
+
+
+async def test_a_deadline_that_has_passed_costs_no_run(make: Make, echo: Echo, metrics: Metrics) -> None:
+    batcher = make()
+    with pytest.raises(DeadlineExceeded):
+        await ask(batcher, 1, seconds=0)
+    assert await ask(batcher, 2) == ["item 2"]
+    assert echo.batches == [[2]]
+    assert total(metrics, "evenkeel_rejected_images_total", reason="deadline_exceeded") == 1
+
+
+async def test_an_admission_tells_how_long_its_items_waited_and_ran(make: Make, echo: Echo) -> None:
+    batcher, loop = make(max_batch_size=1), asyncio.get_running_loop()
+    echo.gate.clear()
+    loop.call_later(0.05, echo.gate.set)
+    with batcher.admit(2) as admission:
+        await admission.run([1, 2], deadline=loop.time() + 5)
+    waited, ran = admission.seconds
+    assert waited >= 0.04
+    assert ran >= 0.04
 
 
 @pytest.mark.parametrize(
