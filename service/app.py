@@ -3,6 +3,7 @@
 Importing it does nothing; creating an app opens nothing. The model is loaded, warm and checked before it comes here.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from service.routes.answers import AnswerWriter
 from service.routes.context import Readiness, Service
 from service.routes.rules import Rules
 from service.settings import Settings
+from service.watchdog import Watchdog
 
 _NOTHING = Exhibits()
 
@@ -29,13 +31,16 @@ _NOTHING = Exhibits()
 def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING) -> FastAPI:
     """Return the app that serves a model under these settings; each app counts in metrics of its own."""
     service = _assemble(settings, served, exhibits)
+    watchdog = Watchdog(service.batcher, service.readiness, patience=settings.stall_timeout, metrics=service.metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.readiness.welcome()
+        watching = asyncio.create_task(watchdog.run())
         try:
             yield
         finally:
+            watching.cancel()
             service.readiness.refuse("The service is shutting down.")
             await service.batcher.close(settings.shutdown_timeout)
             service.decoder.close()

@@ -43,6 +43,9 @@ class Metrics:
         self.failed_batches = Counter(
             "evenkeel_failed_batches_total", "Runs of the model that failed.", registry=registry
         )
+        self.stalls = Counter(
+            "evenkeel_stalls_total", "Times that the model stopped answering and readiness went off.", registry=registry
+        )
         self.queue_depth = Gauge("evenkeel_queue_depth", "Images admitted that wait to be run.", registry=registry)
         self.queue_capacity = Gauge("evenkeel_queue_capacity", "Images that may wait at most.", registry=registry)
         self.images_in_flight = Gauge(

@@ -36,6 +36,13 @@ class Settings(BaseSettings):
     request_timeout: float = Field(
         10.0, gt=0, le=3600, allow_inf_nan=False, description="seconds until an unanswered request gets 504"
     )
+    stall_timeout: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="seconds that one run of the model may last, or all may fail, until readiness goes off",
+    )
 
     max_body_bytes: int = Field(20 * 2**20, ge=1, description="most bytes of a request's body; beyond: 413")
     max_image_pixels: int = Field(

@@ -24,18 +24,37 @@ class Readiness:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self.reason: str | None = "The service is starting."
+        self._refusal: str | None = "The service is starting."
+        self._suspension: str | None = None
         metrics.ready.set(0)
+
+    @property
+    def reason(self) -> str | None:
+        """Why requests are not welcome; None: they are."""
+        return self._refusal or self._suspension
 
     def welcome(self) -> None:
         """Requests are welcome from now on."""
-        self.reason = None
-        self._metrics.ready.set(1)
+        self._refusal = None
+        self._show()
 
     def refuse(self, reason: str) -> None:
         """Requests are not welcome from now on; those that come are still answered."""
-        self.reason = reason
-        self._metrics.ready.set(0)
+        self._refusal = reason
+        self._show()
+
+    def suspend(self, reason: str) -> None:
+        """Requests are not welcome for a while, whatever else is the case."""
+        self._suspension = reason
+        self._show()
+
+    def resume(self) -> None:
+        """The while is over; what was refused for another reason stays so."""
+        self._suspension = None
+        self._show()
+
+    def _show(self) -> None:
+        self._metrics.ready.set(self.reason is None)
 
 
 @dataclass(frozen=True)
