@@ -31,6 +31,14 @@ from trainer.train import Training, choose_device
 DIRECTIONS = ("ema", "dataset_mean")
 EVALUATION_FILE, CURVE_FILE, PLOT_FILE = "evaluation.json", "tradeoff.npz", "tradeoff.png"
 NUM_SAMPLE_IMAGES = 8
+HEADINGS = {
+    "accuracy": "all",
+    "balanced_accuracy": "balanced",
+    "many_shot_accuracy": "many",
+    "medium_shot_accuracy": "medium",
+    "few_shot_accuracy": "few",
+    "calibration_error": "ECE",
+}
 
 
 def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -> None:
@@ -230,8 +238,8 @@ def _calibration_alphas(recipe: Recipe) -> list[float]:
 
 def _print(report: dict[str, Any], folder: Path) -> None:
     table = RichTable(title=f"{report['test_images']} test images, accuracy in %")
-    columns = [name for name in report["directions"]["ema"]["accuracy"][0] if name not in ("alpha", "prior_strength")]
-    for heading in ("direction", "alpha", "prior strength", *(name.replace("_", " ") for name in columns)):
+    columns = [name for name in HEADINGS if name in report["directions"]["ema"]["accuracy"][0]]
+    for heading in ("direction", "alpha", "prior", *(HEADINGS[name] for name in columns)):
         table.add_column(heading, justify="right")
     for name, part in report["directions"].items():
         for row in part["accuracy"]:
