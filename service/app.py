@@ -15,10 +15,22 @@ from service.cores import available_cores
 from service.exhibits import Exhibits
 from service.front_door import FrontDoor
 from service.images import ImageDecoder
+from service.keeping import Keeping
 from service.metrics import Metrics
 from service.model import Model
 from service.predictor import Predictor, run_batch
-from service.routes import failures, health, inference_protocol, metrics, model, predict, samples
+from service.routes import (
+    clients,
+    failures,
+    feedback,
+    health,
+    inference_protocol,
+    metrics,
+    model,
+    page,
+    predict,
+    samples,
+)
 from service.routes.answers import AnswerWriter
 from service.routes.context import Readiness, Service
 from service.routes.rules import Rules
@@ -26,6 +38,9 @@ from service.settings import Settings
 from service.watchdog import Watchdog
 
 _NOTHING = Exhibits()
+
+_LAST_WRITE = 6.0
+"""Seconds that the last write may take: a little more than a database may."""
 
 
 def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING) -> FastAPI:
@@ -35,15 +50,18 @@ def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.readiness.welcome()
+        await asyncio.to_thread(service.keeping.begin)
+        welcome = asyncio.create_task(_welcome_once_clients_are_known(service))
         watching = asyncio.create_task(watchdog.run())
         try:
             yield
         finally:
+            welcome.cancel()
             watching.cancel()
             service.readiness.refuse("The service is shutting down.")
             await service.batcher.close(settings.shutdown_timeout)
             service.decoder.close()
+            await asyncio.to_thread(service.keeping.end, _LAST_WRITE)
 
     app = FrontDoor(
         title="evenkeel",
@@ -54,11 +72,19 @@ def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING)
     app.state.service = service
     failures.install(app)
     routes = set()
-    for part in (predict, inference_protocol, model, samples, health, metrics):
+    for part in (predict, inference_protocol, feedback, clients, model, samples, health, metrics, page):
         app.include_router(part.router)
         routes |= {route.path for route in part.router.routes}
     app.counted_routes = frozenset(routes)
     return app
+
+
+async def _welcome_once_clients_are_known(service: Service) -> None:
+    """Be ready; where every request needs a key, not before the first keys were read."""
+    while service.settings.authentication and not service.keeping.callers.loaded:
+        service.readiness.refuse("The clients' keys could not be read from the database yet.")
+        await asyncio.sleep(0.1)
+    service.readiness.welcome()
 
 
 def _assemble(settings: Settings, served: Model, exhibits: Exhibits) -> Service:
@@ -94,4 +120,5 @@ def _assemble(settings: Settings, served: Model, exhibits: Exhibits) -> Service:
         rules=Rules(served.manifest, settings),
         answers=AnswerWriter(served.manifest),
         exhibits=exhibits,
+        keeping=Keeping(settings, served.manifest, instruments),
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -41,7 +43,7 @@ def check_url(url: str) -> str:
 
 
 def connect(url: str) -> Engine:
-    """Return an engine for the address; nothing is opened yet, but the folder of a SQLite file is made."""
+    """Return an engine for the address; nothing is opened yet."""
     parsed = make_url(check_url(url))
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed)
@@ -72,15 +74,23 @@ def _sqlite(url: URL) -> Engine:
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
-    with suppress(OSError):  # whoever connects then learns that the file cannot be opened
-        Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
     return engine
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the tables up to date; several processes may do so at once, and one of them will."""
+    """Bring the tables up to date; several processes may do so at once, and one of them will.
+
+    The folder of a SQLite file is made.
+    """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    if engine.dialect.name == "sqlite":
+        with suppress(OSError):  # whoever connects then learns that the file cannot be opened
+            Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    head = ScriptDirectory.from_config(config).get_current_head()
+    with engine.connect() as connection:
+        if MigrationContext.configure(connection).get_current_revision() == head:
+            return
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})

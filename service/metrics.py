@@ -6,18 +6,19 @@ codes come from tables, shot groups are three. It knows nothing of how anything 
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, Summary
 
 from service.histogram import LoopHistogram, LoopHistograms
-from service.manifest import SHOT_GROUPS
+from service.manifest import SHOT_GROUPS, ShotGroup
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _ALPHAS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4)
 _COSINES = tuple(tenth / 10 for tenth in range(-10, 11))
 
-REJECTION_REASONS = ("queue_full", "shutting_down", "deadline_exceeded", "client_left")
+REJECTION_REASONS = ("queue_full", "rate_limited", "shutting_down", "deadline_exceeded", "client_left")
 STAGES = ("decode", "queue", "inference", "total")
+OUTCOMES = ("right", "wrong")
 
 
 class Metrics:
@@ -53,7 +54,7 @@ class Metrics:
         )
         self.rejected_images = Counter(
             "evenkeel_rejected_images_total",
-            "Images not predicted, by reason: queue_full, shutting_down, deadline_exceeded, client_left.",
+            f"Images not predicted, by reason: {', '.join(REJECTION_REASONS)}.",
             ["reason"],
             registry=registry,
         )
@@ -76,6 +77,24 @@ class Metrics:
         self.confounder_cosine_mean = Gauge(
             "evenkeel_confounder_cosine_mean",
             "Exponential moving average of the confounder cosine over about 1,000 predictions.",
+            registry=registry,
+        )
+        self.clients = ClientInstruments(registry)
+        self.store_up = Gauge(
+            "evenkeel_store_up", "1 while the database of policies and feedback answers, else 0.", registry=registry
+        )
+        self.store_waiting = Gauge(
+            "evenkeel_store_waiting", "Predictions that wait to be written to the database.", registry=registry
+        )
+        self.store_written = Counter(
+            "evenkeel_store_written_total", "Predictions written to the database.", registry=registry
+        )
+        self.store_dropped = Counter(
+            "evenkeel_store_dropped_total", "Predictions not kept, as too many waited to be written.", registry=registry
+        )
+        self.policies_age = Gauge(
+            "evenkeel_policies_age_seconds",
+            "Seconds since the policies were last seen to be current.",
             registry=registry,
         )
         self.ready = Gauge("evenkeel_ready", "1 while requests are welcome, else 0.", registry=registry)
@@ -112,6 +131,73 @@ class Metrics:
         self.confounder_cosine.observe(confounder_cosine)
         mean = confounder_cosine if self._mean_cosine is None else self._mean_cosine
         self._mean_cosine = mean + 0.001 * (confounder_cosine - mean)
+
+
+class ClientInstruments:
+    """What is counted for each client; the label is one of a bounded number (`service.callers` chooses it)."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.predictions = Counter(
+            "evenkeel_client_predictions_total",
+            "Predictions by client and by the winner's shot group.",
+            ["client", "shot_group"],
+            registry=registry,
+        )
+        self.flips = Counter(
+            "evenkeel_client_flips_total",
+            "Predictions whose winner differs from the winner at alpha 0, by client.",
+            ["client"],
+            registry=registry,
+        )
+        self.near_breakpoint = Counter(
+            "evenkeel_client_near_breakpoint_total",
+            "Predictions whose winner changes within 0.1 of the alpha served, by client.",
+            ["client"],
+            registry=registry,
+        )
+        self.alpha = Summary("evenkeel_client_alpha", "Alpha of predictions, by client.", ["client"], registry=registry)
+        self.feedback = Counter(
+            "evenkeel_feedback_total",
+            "Labels received, by client, by the true class's shot group, and by whether the answer was right.",
+            ["client", "shot_group", "outcome"],
+            registry=registry,
+        )
+
+    def of(self, label: str) -> "ClientCounts":
+        """Return the series of one client, from zero."""
+        return ClientCounts(self, label)
+
+
+class ClientCounts:
+    """The series of one client, looked up once."""
+
+    __slots__ = ("_alpha", "_feedback", "_flips", "_near_breakpoint", "_predictions")
+
+    def __init__(self, instruments: ClientInstruments, label: str) -> None:
+        self._predictions = {group: instruments.predictions.labels(label, group) for group in SHOT_GROUPS}
+        self._flips = instruments.flips.labels(label)
+        self._near_breakpoint = instruments.near_breakpoint.labels(label)
+        self._alpha = instruments.alpha.labels(label)
+        self._feedback = {
+            (group, outcome): instruments.feedback.labels(label, group, outcome)
+            for group in SHOT_GROUPS
+            for outcome in OUTCOMES
+        }
+
+    def observe_prediction(
+        self, *, alpha: float, winner_group: ShotGroup, flipped: bool, near_breakpoint: bool
+    ) -> None:
+        """Count one prediction."""
+        self._predictions[winner_group].inc()
+        self._alpha.observe(alpha)
+        if flipped:
+            self._flips.inc()
+        if near_breakpoint:
+            self._near_breakpoint.inc()
+
+    def observe_label(self, group: ShotGroup, *, right: bool) -> None:
+        """Count one label."""
+        self._feedback[group, "right" if right else "wrong"].inc()
 
 
 def _histogram(name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> LoopHistogram:

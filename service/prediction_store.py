@@ -28,7 +28,17 @@ class KeptPrediction:
     prior_strength: float
     max_prior_strength: float
     target: str
+    winner: int
     candidates: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Whose a kept prediction is, which model made it, and which class it named."""
+
+    client: str
+    model: str
+    winner: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +88,18 @@ class PredictionStore:
             statement = _insert(connection.dialect.name)(tables.predictions).on_conflict_do_nothing()
             connection.execute(statement, [asdict(prediction) for prediction in predictions])
 
-    def models_of(self, ids: Sequence[str], client: str | None) -> dict[str, str]:
-        """Return for each prediction that is kept, and is the client's, the version of its model; None: anyone's."""
-        found: dict[str, str] = {}
+    def find(self, ids: Sequence[str], client: str | None) -> dict[str, Served]:
+        """Return those of the predictions that are kept and are the client's, by id; None: anyone's."""
+        kept = tables.predictions
+        found: dict[str, Served] = {}
         with self._database.reading() as connection:
             for first in range(0, len(ids), _AT_A_TIME):
-                query = select(tables.predictions.c.id, tables.predictions.c.model).where(
-                    tables.predictions.c.id.in_(ids[first : first + _AT_A_TIME])
-                )
+                query = select(kept.c.id, kept.c.client, kept.c.model, kept.c.winner)
+                query = query.where(kept.c.id.in_(ids[first : first + _AT_A_TIME]))
                 if client is not None:
-                    query = query.where(tables.predictions.c.client == client)
-                found |= {row.id: row.model for row in connection.execute(query)}
+                    query = query.where(kept.c.client == client)
+                for row in connection.execute(query):
+                    found[row.id] = Served(row.client, row.model, row.winner)
         return found
 
     def label(self, labels: dict[str, int]) -> None:

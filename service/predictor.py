@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.images import Pixels
 from service.model import Model
-from service.scoring import Branches, Knobs, Score, score
+from service.scoring import Branches, Knobs, Score, offsets, score
 
 
 class Tensors(NamedTuple):
@@ -90,8 +90,8 @@ class Predictor:
     def _tensors(
         self, branches: Branches, feature_map: NDArray[np.float32] | None, knobs: Sequence[Knobs]
     ) -> list[Tensors]:
-        alpha, prior_strength = np.array(knobs, dtype=np.float64).T[:, :, None]
+        alpha = np.array([each.alpha for each in knobs], dtype=np.float64)[:, None]
         logits = branches.factual_logits - alpha * branches.counterfactual_logits
-        logits -= prior_strength * self.log_class_share
+        logits += offsets(knobs, self.log_class_share)
         maps = [None] * len(knobs) if feature_map is None else feature_map
         return [Tensors(*row) for row in zip(logits.astype(np.float32), *branches, maps, strict=True)]

@@ -4,11 +4,12 @@ The JSON request is validated with them; answers are built directly and only doc
 every answer against its model).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.bundle import AlphaSpec, ClassInfo, InputSpec, ShotGroup, TdeSpec
+from service.clients import ClientName, ClientPolicy
 from service.exhibits import AccuracyOverAlpha
 
 Number = Annotated[float, Field(strict=True)]
@@ -71,8 +72,9 @@ class ImageAnswer(_Closed):
     """What is said of one picture."""
 
     predictions: list[Prediction] = Field(description="the top_k classes, the most likely first")
+    prediction_id: str = Field(description="what to call this prediction when its true class is sent to /feedback")
     alpha: float = Field(description="the alpha used")
-    alpha_source: Literal["request", "model"] = Field(description="who chose it")
+    alpha_source: Literal["request", "client", "model"] = Field(description="who chose it")
     prior_strength: float = Field(description="the prior_strength used")
     plain: ClassReference = Field(description="the winner at alpha 0 and the same prior_strength")
     stable_interval: tuple[float, float] = Field(
@@ -141,6 +143,86 @@ class StatusResponse(_Closed):
     """The answer to a health question."""
 
     status: Literal["alive", "ready"]
+
+
+class FeedbackItem(_Closed):
+    """The true class of one prediction."""
+
+    prediction_id: str = Field(strict=True, max_length=64)
+    label: Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True, max_length=200)] = Field(
+        description="the class by name, or by its index in the model's outputs"
+    )
+
+
+class FeedbackRefusal(_Closed):
+    """A label that was not accepted: where it stood in the request, and why."""
+
+    position: int
+    prediction_id: str
+    label: str | int
+    code: Literal["unknown_prediction", "unknown_label"]
+    message: str
+
+
+class FeedbackResponse(_Closed):
+    """How many labels are kept now, and which are not."""
+
+    accepted: int
+    refused: list[FeedbackRefusal]
+
+
+class NewClient(ClientPolicy):
+    """A client to add: its name and its policy."""
+
+    name: ClientName
+
+
+class KeyInfo(_Closed):
+    """What may be shown of a key after it was made; times are seconds since 1970."""
+
+    id: str
+    created_at: float
+    revoked_at: float | None
+
+
+class NewKey(_Closed):
+    """A key that was just made. It is shown this once."""
+
+    name: str
+    key: str
+    key_id: str
+
+
+class ClientInfo(_Closed):
+    """A client as it is kept."""
+
+    name: str
+    policy: ClientPolicy
+    created_at: float
+    keys: list[KeyInfo]
+
+
+class ChangeInfo(_Closed):
+    """One entry of the log of changes."""
+
+    at: float
+    who: str
+    client: str
+    what: Literal["add", "set", "rotate", "revoke", "remove"]
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+class ClientDetails(ClientInfo):
+    """A client with its newest changes."""
+
+    changes: list[ChangeInfo]
+
+
+class ClientsResponse(_Closed):
+    """All clients."""
+
+    clients: list[ClientInfo]
 
 
 class ErrorResponse(_Closed):

@@ -16,10 +16,16 @@ from service.tradeoff import Envelope, Floats, upper_envelopes
 
 
 class Knobs(NamedTuple):
-    """What a request chooses for a picture."""
+    """What applies to a picture.
+
+    Attributes:
+        alpha, prior_strength: as the request chooses.
+        log_target: what is added for the client's own class distribution, [C]; None: nothing.
+    """
 
     alpha: float
     prior_strength: float = 0.0
+    log_target: Floats | None = None
 
 
 class Branches(NamedTuple):
@@ -58,10 +64,20 @@ class Score:
     counterfactual_logits: NDArray[np.float32]
 
 
+def offsets(knobs: Sequence[Knobs], log_class_share: Floats) -> Floats:
+    """Return what each picture's knobs add to its logits whatever its alpha, [N, C]."""
+    strengths = np.array([each.prior_strength for each in knobs], dtype=np.float64)[:, None]
+    added: Floats = strengths * -log_class_share
+    for row, each in enumerate(knobs):
+        if each.log_target is not None:
+            added[row] += each.log_target
+    return added
+
+
 def score(
     branches: Branches, knobs: Sequence[Knobs], *, log_class_share: Floats, low: float, high: float
 ) -> list[Score]:
-    """Apply each picture's knobs: `factual - alpha * counterfactual - prior_strength * log_class_share`.
+    """Apply each picture's knobs: `factual - alpha * counterfactual - prior_strength * log_class_share + log_target`.
 
     Args:
         branches: the model's outputs for N pictures.
@@ -72,8 +88,8 @@ def score(
     Raises:
         ValueError: the model gave a NaN or an infinity.
     """
-    alpha, prior_strength = np.array(knobs, dtype=np.float64).T[:, :, None]
-    plain = branches.factual_logits - prior_strength * log_class_share
+    alpha = np.array([each.alpha for each in knobs], dtype=np.float64)[:, None]
+    plain = branches.factual_logits + offsets(knobs, log_class_share)
     counterfactual = branches.counterfactual_logits.astype(np.float64)
     logits = plain - alpha * counterfactual
     envelopes = upper_envelopes(plain, counterfactual, low=low, high=high)

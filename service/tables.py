@@ -82,6 +82,7 @@ predictions = Table(
     Column("prior_strength", Float, nullable=False),
     Column("max_prior_strength", Float, nullable=False),
     Column("target", String(16), nullable=False),
+    Column("winner", Integer, nullable=False),
     Column("candidates", LargeBinary, nullable=False),
     Index(None, "client", "at"),
 )

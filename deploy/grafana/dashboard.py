@@ -140,6 +140,58 @@ HEAD_AND_TAIL = (
     ),
     Panel("Model", {"": "evenkeel_model_info"}, kind="table", width=12),
 )
+CLIENTS = (
+    Panel(
+        "Alpha by client",
+        {
+            "{{client}}": "sum by (client) (rate(evenkeel_client_alpha_sum[$__rate_interval])) / "
+            "sum by (client) (rate(evenkeel_client_alpha_count[$__rate_interval]))"
+        },
+        description="Mean of the alpha served.",
+    ),
+    Panel(
+        "Answers by client and shot group",
+        {
+            "{{client}} {{shot_group}}": "sum by (client, shot_group) "
+            "(rate(evenkeel_client_predictions_total[$__rate_interval]))"
+        },
+        unit="reqps",
+    ),
+    Panel(
+        "Changed by the knob, and near a breakpoint",
+        {
+            "{{client}} changed": "sum by (client) (rate(evenkeel_client_flips_total[$__rate_interval]))",
+            "{{client}} near": "sum by (client) (rate(evenkeel_client_near_breakpoint_total[$__rate_interval]))",
+        },
+        unit="reqps",
+        description="Near: the answer changes within 0.1 of the alpha served.",
+    ),
+    Panel(
+        "Labels received",
+        {
+            "{{client}} {{shot_group}} {{outcome}}": "sum by (client, shot_group, outcome) "
+            "(rate(evenkeel_feedback_total[$__rate_interval]))"
+        },
+        unit="reqps",
+        description="By the true class's shot group, and by whether the answer was right.",
+    ),
+    Panel(
+        "Database",
+        {
+            "up": "sum(evenkeel_store_up)",
+            "waiting": "sum(evenkeel_store_waiting)",
+            "written": "sum(rate(evenkeel_store_written_total[$__rate_interval]))",
+            "dropped": "sum(rate(evenkeel_store_dropped_total[$__rate_interval]))",
+        },
+        description="Predictions that wait, are written, or were dropped as too many waited.",
+    ),
+    Panel(
+        "Age of the policies",
+        {"{{instance}}": "evenkeel_policies_age_seconds"},
+        unit="s",
+        description="Above a few seconds the database is away, and changes of policies do not arrive. -1: never read.",
+    ),
+)
 PROCESS = (
     Panel(
         "Processor",
@@ -149,7 +201,7 @@ PROCESS = (
     ),
     Panel("Memory", {"{{instance}}": 'process_resident_memory_bytes{job="evenkeel"}'}, unit="bytes", width=12),
 )
-ROWS = {"Serving": SERVING, "Head and tail": HEAD_AND_TAIL, "Process": PROCESS}
+ROWS = {"Serving": SERVING, "Head and tail": HEAD_AND_TAIL, "Clients": CLIENTS, "Process": PROCESS}
 
 
 def dashboard() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from service.batcher import DynamicBatcher
 from service.exhibits import Exhibits
 from service.images import ImageDecoder
+from service.keeping import Keeping
 from service.metrics import Metrics
 from service.model import Model
 from service.predictor import Outcome, Predictor, Work
@@ -71,6 +72,7 @@ class Service:
     rules: Rules
     answers: AnswerWriter
     exhibits: Exhibits
+    keeping: Keeping
 
 
 def service_of(request: Request) -> Service:

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import STATUS, InternalError, InvalidBody, MethodNotAllowed, NotFound, ServiceError
+from service.errors import STATUS, InternalError, InvalidBody, InvalidKey, MethodNotAllowed, NotFound, ServiceError
 from service.routes.context import service_of
 from service.schemas import ErrorResponse
 
@@ -41,6 +41,8 @@ def failure(error: ServiceError, request: Request) -> Response:
     """Return the answer to an error."""
     service_of(request).metrics.errors.labels(error.code).inc()
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if isinstance(error, InvalidKey):
+        headers["WWW-Authenticate"] = "Bearer"
     body = error.body()
     if request.scope["path"].startswith(PROTOCOL_PREFIX):
         body["error"] = error.message

@@ -119,7 +119,7 @@ def _json(body: bytes, options: Options, rules: Rules) -> PredictQuery:
     try:
         content = PredictRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _off_the_schema(error) from error
+        raise off_the_schema(error) from error
     rules.refuse_too_many(len(content.images))
     for name in OPTIONS:
         value = getattr(content, name)
@@ -152,7 +152,8 @@ def _base64(text: str, field: str) -> bytes:
         ) from error
 
 
-def _off_the_schema(error: ValidationError) -> InvalidBody | InvalidParameter:
+def off_the_schema(error: ValidationError) -> InvalidBody | InvalidParameter:
+    """Return the refusal of JSON that is not as its schema says: its first problem, by name."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return InvalidBody(

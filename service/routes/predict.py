@@ -13,19 +13,24 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.callers import Caller
 from service.images import Pixels
 from service.predictor import Work
+from service.routes.access import caller_of, rules_for, take
 from service.routes.answers import Answer
 from service.routes.client_watch import ClientWatch
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
 from service.routes.forms import read_query
 from service.routes.predict_docs import DESCRIPTION, OPENAPI
-from service.routes.rules import ImageQuery, PredictQuery
+from service.routes.rules import ImageQuery, PredictQuery, Rules
 from service.schemas import PredictResponse
 from service.scoring import Score
 
 router = APIRouter(route_class=PlainRoute)
+
+NEAR = 0.1
+"""How close a breakpoint is near."""
 
 
 @router.post(
@@ -33,7 +38,7 @@ router = APIRouter(route_class=PlainRoute)
     summary="Classify pictures, each at its own alpha",
     description=DESCRIPTION,
     response_model=PredictResponse,
-    responses=documented(400, 408, 413, 415, 422, 429, 500, 503, 504),
+    responses=documented(400, 401, 408, 409, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=OPENAPI,
 )
 async def predict(request: Request) -> Response:
@@ -41,8 +46,11 @@ async def predict(request: Request) -> Response:
     service = service_of(request)
     begin = perf_counter()
     deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
-    query = await read_query(request, service.rules)
+    caller = caller_of(request, service)
+    rules = rules_for(caller, service)
+    query = await read_query(request, rules)
     with service.batcher.admit(len(query.images)) as admission:
+        take(caller, len(query.images), service)
         pixels = await _decode(query.images, service)
         by = service.predictor
         items = [Work(by, picture, image.knobs) for picture, image in zip(pixels, query.images, strict=True)]
@@ -51,7 +59,7 @@ async def predict(request: Request) -> Response:
             scores = cast(list[Score], await admission.run(items, deadline=deadline))
         finally:
             watch.end()
-    body = orjson.dumps(_answer(query, scores, service))
+    body = orjson.dumps(_answer(query, scores, service, caller, rules))
     service.metrics.total_seconds.observe(perf_counter() - begin)
     return Response(body, media_type="application/json")
 
@@ -67,18 +75,28 @@ async def _decode(images: list[ImageQuery], service: Service) -> list[Pixels]:
     return pixels
 
 
-def _answer(query: PredictQuery, scores: list[Score], service: Service) -> Answer:
-    writer = service.answers
+def _answer(query: PredictQuery, scores: list[Score], service: Service, caller: Caller, rules: Rules) -> Answer:
+    writer, manifest, note = service.answers, service.model.manifest, service.keeping.recorder.note
     answers = []
     for image, score in zip(query.images, scores, strict=True):
         answer = writer.image(image, score, top_k=query.top_k, breakpoints=query.breakpoints, lines=query.lines)
+        answer["prediction_id"] = note(caller.name, rules.terms, manifest, image.knobs, score)
         winner, plain = answer["predictions"][0], answer["plain"]
+        flipped, alpha = winner["index"] != plain["index"], image.knobs.alpha
         service.metrics.observe_prediction(
-            alpha=image.knobs.alpha,
+            alpha=alpha,
             winner_group=winner["shot_group"],
             plain_group=plain["shot_group"],
-            flipped=winner["index"] != plain["index"],
+            flipped=flipped,
             confounder_cosine=score.confounder_cosine,
+        )
+        start, end = answer["stable_interval"]
+        caller.counts.observe_prediction(
+            alpha=alpha,
+            winner_group=winner["shot_group"],
+            flipped=flipped,
+            near_breakpoint=(alpha - start < NEAR and start > manifest.alpha.minimum)
+            or (end - alpha < NEAR and end < manifest.alpha.maximum),
         )
         answers.append(answer)
     return {"model": writer.model, "images": answers}

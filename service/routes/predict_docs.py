@@ -23,7 +23,9 @@ def _parameter(name: str, schema: dict[str, Any], description: str) -> dict[str,
 
 
 _PARAMETERS = [
-    _parameter("alpha", _NUMBER, "head-to-tail trade-off, within the model's range; default: the model's"),
+    _parameter(
+        "alpha", _NUMBER, "head-to-tail trade-off, within the client's range; default: the client's, else the model's"
+    ),
     _parameter("prior_strength", _NUMBER | {"minimum": 0, "default": 0}, "strength of the prior correction"),
     _parameter("top_k", {"type": "integer", "minimum": 1, "default": DEFAULT_TOP_K}, "how many classes to name"),
     _parameter("breakpoints", {"type": "boolean", "default": False}, "list every alpha at which the winner changes"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.bundle import Manifest
+from service.clients import ClientPolicy, Terms, fit
 from service.errors import InvalidParameter, TooManyImages
 from service.scoring import Knobs
 from service.settings import Settings
@@ -54,11 +55,11 @@ class Options:
 
 
 class Rules:
-    """What a request may ask of this model under these settings."""
+    """What a request may ask of this model under these settings and on a client's terms; None: on anyone's."""
 
-    def __init__(self, manifest: Manifest, settings: Settings) -> None:
+    def __init__(self, manifest: Manifest, settings: Settings, terms: Terms | None = None) -> None:
         self.settings = settings
-        self._alpha = manifest.alpha
+        self.terms = fit(ClientPolicy(), manifest, settings.max_prior_strength) if terms is None else terms
         self._classes = len(manifest.classes)
 
     def query(self, images: Sequence[tuple[bytes, str, float | None, float | None]], options: Options) -> PredictQuery:
@@ -76,19 +77,26 @@ class Rules:
     ) -> ImageQuery:
         alpha = options.alpha if own_alpha is None else own_alpha
         strength = options.prior_strength if own_strength is None else own_strength
-        return ImageQuery(data, field, self.knobs(alpha, strength), "model" if alpha is None else "request")
+        return ImageQuery(
+            data, field, self.knobs(alpha, strength), self.terms.alpha_source if alpha is None else "request"
+        )
 
     def knobs(self, alpha: float | None, prior_strength: float | None) -> Knobs:
         """Return the knobs of a picture; None: the default."""
-        return Knobs(self._alpha.default if alpha is None else alpha, 0.0 if prior_strength is None else prior_strength)
+        terms = self.terms
+        return Knobs(
+            terms.alpha if alpha is None else alpha,
+            terms.prior_strength if prior_strength is None else prior_strength,
+            terms.log_target,
+        )
 
     def alpha(self, value: float, field: str) -> float:
-        """Return the alpha if the model allows it."""
-        return _in_range(value, field, self._alpha.minimum, self._alpha.maximum)
+        """Return the alpha if the model and the client's policy allow it."""
+        return _in_range(value, field, self.terms.alpha_min, self.terms.alpha_max)
 
     def prior_strength(self, value: float, field: str) -> float:
-        """Return the prior_strength if the settings allow it."""
-        return _in_range(value, field, 0.0, self.settings.max_prior_strength)
+        """Return the prior_strength if the settings and the client's policy allow it."""
+        return _in_range(value, field, 0.0, self.terms.max_prior_strength)
 
     def top_k(self, value: int, field: str) -> int:
         """Return the number of classes to name if the model has so many."""

@@ -10,6 +10,7 @@ _SUFFIXES = {
     "gauge": ("",),
     "histogram": ("_bucket", "_sum", "_count"),
     "info": ("_info",),
+    "summary": ("_sum", "_count"),
 }
 
 

@@ -54,6 +54,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("EVENKEEL_")},
         **{"EVENKEEL_PORT": str(port), "EVENKEEL_PROVIDER": "cpu", "EVENKEEL_DRAIN_DELAY": "0"},
+        "EVENKEEL_DATABASE_URL": f"sqlite:///{tmp_path / 'evenkeel.sqlite'}",
     }
     command = [sys.executable, "-m", "service", "serve", str(tmp_path / "bundle")]
     log = tmp_path / "service.log"

@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from service.scoring import Branches, Knobs, Score, score
 
 CLASSES = 6
 LOG_SHARE = np.log(np.array([50, 30, 10, 5, 3, 2]) / 100)
-knobs = st.builds(Knobs, st.floats(0, 3), st.floats(0, 4))
+targets = st.none() | hnp.arrays(np.float64, CLASSES, elements=st.floats(-3, 3))
+knobs = st.builds(Knobs, st.floats(0, 3), st.floats(0, 4), targets)
 
 
 def branches(samples: int, seed: int = 0) -> Branches:
@@ -23,14 +25,15 @@ def scores(of: Branches, chosen: list[Knobs]) -> list[Score]:
 @given(st.lists(knobs, min_size=1, max_size=8), st.integers(0, 100))
 def test_each_row_is_the_formula_at_its_own_knobs(chosen: list[Knobs], seed: int) -> None:
     of = branches(len(chosen), seed)
-    for row, (result, (alpha, strength)) in enumerate(zip(scores(of, chosen), chosen, strict=True)):
+    for row, (result, (alpha, strength, target)) in enumerate(zip(scores(of, chosen), chosen, strict=True)):
+        offset = -strength * LOG_SHARE + (0.0 if target is None else target)
         factual, counterfactual = (array[row].astype(np.float64) for array in of[:2])
-        logits = factual - alpha * counterfactual - strength * LOG_SHARE
+        logits = factual - alpha * counterfactual + offset
         np.testing.assert_allclose(result.logits, logits, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(result.probabilities.sum(), 1.0)
         assert (np.diff(result.logits[result.ranking]) <= 0).all()
         assert result.ranking[0] == result.logits.argmax()
-        assert result.plain_winner == (of.factual_logits[row] - strength * LOG_SHARE).argmax()
+        assert result.plain_winner == (of.factual_logits[row] + offset).argmax()
         assert result.confounder_cosine == pytest.approx(of.confounder_cosine[row].mean(), abs=1e-6)
 
 

@@ -57,7 +57,7 @@ def policies(database: Database) -> PolicyStore:
 
 
 def prediction(number: int, client: str = "shop", *, at: float = 0.0) -> KeptPrediction:
-    return KeptPrediction(f"{number:026x}", client, "m" * 16, at, 1.0, 0.0, 4.0, "", bytes(10))
+    return KeptPrediction(f"{number:026x}", client, "m" * 16, at, 1.0, 0.0, 4.0, "", 2, bytes(10))
 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(url: str, database: Database) -> None:
@@ -162,8 +162,8 @@ def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Datab
     store.write([prediction(1), prediction(2), prediction(3, "other")])
     store.write([prediction(1)])
     ids = [prediction(number).id for number in (1, 2, 3, 4)]
-    assert set(store.models_of(ids, "shop")) == set(ids[:2])
-    assert set(store.models_of(ids, None)) == set(ids[:3])
+    assert set(store.find(ids, "shop")) == set(ids[:2])
+    assert set(store.find(ids, None)) == set(ids[:3])
     store.label({ids[0]: 3, ids[2]: 1})
     store.label({ids[0]: 4})
     (found,) = store.labelled("shop", model="m" * 16, target="", limit=10)
@@ -179,7 +179,7 @@ def test_a_removed_client_leaves_no_prediction_or_label(database: Database, poli
     store.write([prediction(1)])
     store.label({prediction(1).id: 1})
     policies.remove("shop", who="ann")
-    assert store.models_of([prediction(1).id], None) == {}
+    assert store.find([prediction(1).id], None) == {}
     assert store.labelled("shop", model="m" * 16, target="", limit=1) == []
 
 
@@ -189,7 +189,7 @@ def test_old_and_superfluous_predictions_are_forgotten_with_their_labels(databas
     store.label({prediction(0).id: 1, prediction(9).id: 1})
     assert store.prune(max_age=75, max_count=100) == 3
     assert store.prune(max_age=75, max_count=4) == 3
-    kept = store.models_of([prediction(number).id for number in range(10)], None)
+    kept = store.find([prediction(number).id for number in range(10)], None)
     assert sorted(kept) == [prediction(number).id for number in range(6, 10)]
     assert len(store.labelled("shop", model="m" * 16, target="", limit=10)) == 1
 

@@ -68,6 +68,7 @@ def upgrade() -> None:
         sa.Column("prior_strength", sa.Float, nullable=False),
         sa.Column("max_prior_strength", sa.Float, nullable=False),
         sa.Column("target", sa.String(16), nullable=False),
+        sa.Column("winner", sa.Integer, nullable=False),
         sa.Column("candidates", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_predictions"),
     )

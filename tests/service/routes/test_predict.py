@@ -34,6 +34,15 @@ def error(response: Any, status: int, code: str) -> dict[str, Any]:
     return content
 
 
+def anonymous(content: Any) -> Any:
+    """The answer without what names each prediction."""
+    if isinstance(content, list):
+        return [anonymous(each) for each in content]
+    if isinstance(content, dict):
+        return {name: anonymous(value) for name, value in content.items() if name != "prediction_id"}
+    return content
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_a_raw_picture_is_classified(client: TestClient, kind: str) -> None:
     data = picture(0, kind=kind)
@@ -140,7 +149,7 @@ def test_all_forms_agree(client: TestClient) -> None:
     raw = post(client, "?alpha=0.7&breakpoints=1", data).json()
     form = client.post("/predict?alpha=0.7&breakpoints=1", files={"image": ("a.png", data, "image/png")}).json()
     body = {"images": [{"data": base64.b64encode(data).decode(), "alpha": 0.7}], "breakpoints": True}
-    assert raw == form == client.post("/predict", json=body).json()
+    assert anonymous(raw) == anonymous(form) == anonymous(client.post("/predict", json=body).json())
 
 
 def test_mixed_alphas_share_a_batch_and_equal_separate_requests(make_client: MakeClient, model: FakeModel) -> None:
@@ -150,7 +159,7 @@ def test_mixed_alphas_share_a_batch_and_equal_separate_requests(make_client: Mak
     model.batches.clear()
     images = [{"data": base64.b64encode(picture()).decode(), "alpha": alpha} for alpha in alphas]
     together = client.post("/predict", json={"images": images}).json()["images"]
-    assert together == alone
+    assert anonymous(together) == anonymous(alone)
     assert model.batches == [len(alphas)]
 
 

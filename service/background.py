@@ -1,0 +1,54 @@
+"""Work that goes on beside the requests, in a thread of its own. It knows nothing of the work."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from service.errors import StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+class Background:
+    """Does some work every so often, until it is stopped; what goes wrong is logged, and the work goes on.
+
+    Args:
+        name: of the thread, and in the log.
+        interval: seconds from the end of one time to the beginning of the next.
+        work: what to do.
+    """
+
+    def __init__(self, name: str, interval: float, work: Callable[[], None]) -> None:
+        self._name, self._interval, self._work = name, interval, work
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._failing = False
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End, after what is under way; wait at most so many seconds for it."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def once(self) -> None:
+        """Do the work now, in the caller's thread."""
+        try:
+            self._work()
+        except StoreUnavailable as error:
+            if not self._failing:  # once, not every time
+                logger.warning("%s: %s", self._name, error.message)
+            self._failing = True
+        except Exception:
+            logger.exception("%s failed", self._name)
+        else:
+            if self._failing:
+                logger.warning("%s: the database answers again", self._name)
+            self._failing = False
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval):
+            self.once()

@@ -1,0 +1,96 @@
+"""Everything that is kept beyond a request, put together: policies, predictions, labels, and the threads behind them.
+
+It starts without a database and goes on without one: requests are judged by the policies that were last read.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from service.background import Background
+from service.callers import Callers
+from service.database import Database
+from service.feedback import Feedback
+from service.manifest import Manifest
+from service.metrics import Metrics
+from service.policy_store import PolicyStore
+from service.prediction_store import PredictionStore
+from service.recorder import Recorder
+from service.settings import Settings
+
+_LOOK = 0.5
+"""Seconds between looks for changed policies: a change reaches every process within two of them, and a little."""
+
+_WRITE = 0.25
+_PRUNE = 60.0
+_DAY = 86_400.0
+
+
+class Keeping:
+    """The database's side of an app.
+
+    Attributes:
+        callers: who may ask, as last read.
+        recorder: where predictions are noted.
+        policies, predictions, feedback: what blocks; for the threads of `executor`.
+    """
+
+    def __init__(self, settings: Settings, manifest: Manifest, metrics: Metrics) -> None:
+        self._settings, self._manifest = settings, manifest
+        self._metrics = metrics
+        self.database = Database(settings.database_url, lambda there: metrics.store_up.set(1 if there else 0))
+        self.policies = PolicyStore(self.database)
+        self.predictions = PredictionStore(self.database)
+        self.callers = Callers(metrics, settings.max_client_labels)
+        self.recorder = Recorder(
+            self.predictions,
+            metrics,
+            share=settings.kept_share if settings.kept_predictions else 0.0,
+            max_waiting=settings.store_buffer,
+            max_prior_strength=settings.max_prior_strength,
+        )
+        self.feedback = Feedback(self.predictions, self.recorder, self.callers)
+        self.executor = ThreadPoolExecutor(4, thread_name_prefix="store")
+        self._revision = 0
+        self._prepared = False
+        self._threads = [
+            Background("reading policies", _LOOK, self.refresh),
+            Background("writing predictions", _WRITE, self._write),
+            Background("forgetting old predictions", _PRUNE, self._prune),
+        ]
+
+    def begin(self) -> None:
+        """Read the policies if the database is there, and start the threads; takes some seconds where it is not."""
+        self._threads[0].once()
+        for thread in self._threads:
+            thread.start()
+
+    def end(self, timeout: float) -> None:
+        """Write what waits, if the database is there, and stop the threads."""
+        for thread in self._threads:
+            thread.stop(timeout)
+        if self._prepared:
+            self._threads[1].once()
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.database.close()
+
+    def refresh(self) -> None:
+        """Take over changed policies; the first time, bring the tables up to date.
+
+        Raises:
+            StoreUnavailable: the database is away.
+        """
+        if not self._prepared:
+            self.database.migrate()
+            self.predictions.remember_model(self._manifest, self._manifest.version)
+            self._prepared = True
+        snapshot = self.policies.snapshot(self._revision)
+        self.callers.load(snapshot)
+        if snapshot is not None:
+            self._revision = snapshot.revision
+
+    def _write(self) -> None:
+        if self._prepared:
+            self.recorder.flush()
+
+    def _prune(self) -> None:
+        if self._prepared:
+            self.predictions.prune(max_age=self._settings.kept_days * _DAY, max_count=self._settings.kept_predictions)

@@ -1,0 +1,131 @@
+"""Keeps predictions for feedback: noted on the way of a request, written in batches by a thread.
+
+A request pays for an identifier and an append. What waits is bounded: while the database is away predictions wait, and
+beyond the bound they are counted and forgotten; no request ever waits or fails for it. It knows neither HTTP nor SQL.
+"""
+
+import random
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from service.clients import Terms
+from service.manifest import Manifest
+from service.metrics import Metrics
+from service.prediction_store import KeptPrediction, PredictionStore
+from service.replay import Rectangle, candidates
+from service.scoring import Knobs, Score
+
+_BATCH = 500
+
+
+class _Note(NamedTuple):
+    """A prediction as it is noted: nothing is computed yet."""
+
+    id: str
+    client: str
+    manifest: Manifest
+    at: float
+    knobs: Knobs
+    target: str
+    score: Score
+
+
+class Recorder:
+    """Notes predictions and writes them.
+
+    Args:
+        store: where they are written.
+        metrics: where to count.
+        share: the share of predictions that is kept.
+        max_waiting: most predictions that may wait.
+        max_prior_strength: the largest that a request may ever ask for: what is kept is exact up to there.
+    """
+
+    def __init__(
+        self, store: PredictionStore, metrics: Metrics, *, share: float, max_waiting: int, max_prior_strength: float
+    ) -> None:
+        self._store, self._metrics = store, metrics
+        self._share, self._max_waiting = share, max_waiting
+        self._max_prior_strength = max_prior_strength
+        self._notes: deque[_Note] = deque()
+        self._ready: deque[KeptPrediction] = deque()
+        self._writing = threading.Lock()
+        metrics.store_waiting.set_function(lambda: len(self._notes) + len(self._ready))
+
+    def note(self, client: str, terms: Terms, manifest: Manifest, knobs: Knobs, score: Score) -> str:
+        """Note one prediction and return its identifier, which begins with the time so that new ones lie together."""
+        now = time.time()
+        identifier = f"{int(now * 1000):012x}{secrets.token_hex(7)}"
+        if self._share < 1.0 and random.random() >= self._share:  # noqa: S311 - a sample, not a secret
+            return identifier
+        if len(self._notes) + len(self._ready) >= self._max_waiting:
+            self._metrics.store_dropped.inc()
+        else:
+            self._notes.append(_Note(identifier, client, manifest, now, knobs, terms.target_version, score))
+        return identifier
+
+    def flush(self) -> None:
+        """Write everything that waits.
+
+        Raises:
+            StoreUnavailable: the database is away; what was not written waits on.
+        """
+        with self._writing:
+            self._prepare()
+            while self._ready:
+                batch = [self._ready[row] for row in range(min(_BATCH, len(self._ready)))]
+                self._store.write(batch)
+                self._metrics.store_written.inc(len(batch))
+                for _ in batch:
+                    self._ready.popleft()
+
+    def _prepare(self) -> None:
+        """Find the candidates of what was noted, many at a time where they share a model and a target."""
+        while self._notes:
+            first = self._notes.popleft()
+            alike = [first]
+            while self._notes and len(alike) < _BATCH and _alike(first, self._notes[0]):
+                alike.append(self._notes.popleft())
+            self._ready.extend(self._kept(alike))
+
+    def _kept(self, notes: Sequence[_Note]) -> list[KeptPrediction]:
+        manifest, log_target = notes[0].manifest, notes[0].knobs.log_target
+        found = candidates(
+            np.stack([note.score.factual_logits for note in notes]),
+            np.stack([note.score.counterfactual_logits for note in notes]),
+            log_class_share=manifest.log_class_share(),
+            log_target=log_target,
+            rectangle=Rectangle(manifest.alpha.minimum, manifest.alpha.maximum, self._max_prior_strength),
+        )
+        return [
+            KeptPrediction(
+                id=note.id,
+                client=note.client,
+                model=manifest.version,
+                at=note.at,
+                alpha=note.knobs.alpha,
+                prior_strength=note.knobs.prior_strength,
+                max_prior_strength=self._max_prior_strength,
+                target=note.target,
+                winner=int(note.score.ranking[0]),
+                candidates=each.pack(len(manifest.classes)),
+            )
+            for note, each in zip(notes, found, strict=True)
+        ]
+
+
+def _alike(one: _Note, other: _Note) -> bool:
+    return one.manifest is other.manifest and one.target == other.target
+
+
+def noted_at(identifier: str) -> float | None:
+    """Return when a prediction of this identifier was made, in seconds since 1970; None: it is none of ours."""
+    if len(identifier) != 26 or not all(sign in "0123456789abcdef" for sign in identifier):
+        return None
+    return int(identifier[:12], 16) / 1000
