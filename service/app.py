@@ -27,7 +27,6 @@ from service.routes import (
     inference_protocol,
     metrics,
     model,
-    page,
     predict,
     samples,
 )
@@ -72,7 +71,7 @@ def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING)
     app.state.service = service
     failures.install(app)
     routes = set()
-    for part in (predict, inference_protocol, feedback, clients, model, samples, health, metrics, page):
+    for part in (predict, inference_protocol, feedback, clients, model, samples, health, metrics):
         app.include_router(part.router)
         routes |= {route.path for route in part.router.routes}
     app.counted_routes = frozenset(routes)
