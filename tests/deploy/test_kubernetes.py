@@ -15,6 +15,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from service import app
 from service.routes import health
 from service.settings import Settings
 from tests.deploy.dockerfile import final_stage, values
@@ -185,8 +186,8 @@ def test_a_pod_has_longer_to_go_than_it_takes_to_drain(
     overlay: list[Resource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(overlay, monkeypatch)
-    # uvicorn waits for requests, and then the batcher for a batch, each up to the timeout.
-    longest = settings.drain_delay + 2 * settings.shutdown_timeout
+    # uvicorn waits for requests, then the batcher for a batch, each up to the timeout; then the last write.
+    longest = settings.drain_delay + 2 * settings.shutdown_timeout + app._LAST_WRITE
     assert pod_of(overlay)["terminationGracePeriodSeconds"] > longest
 
 
