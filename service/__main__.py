@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from service import commands
 from service.app import create_app
 from service.bundle import BundleError, read_bundle
 from service.exhibits import Exhibits
@@ -25,6 +26,8 @@ from service.routes.context import Service
 from service.settings import Settings
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+cli.add_typer(commands.clients, name="clients")
+cli.command()(commands.tune)
 
 
 @cli.callback()

@@ -62,7 +62,10 @@ class Breakpoint(_Closed):
 
 
 class Lines(_Closed):
-    """Both branch logits by class index: with the classes' training counts, every knob's answer follows from them."""
+    """Both branch logits by class index: with the classes' training counts, every knob's answer follows from them.
+
+    Where the client states the class distribution of its traffic, the factual logits contain it.
+    """
 
     factual_logits: list[float]
     counterfactual_logits: list[float]
@@ -223,6 +226,47 @@ class ClientsResponse(_Closed):
     """All clients."""
 
     clients: list[ClientInfo]
+
+
+class KnobsInfo(_Closed):
+    """Both knobs."""
+
+    alpha: float
+    prior_strength: float
+
+
+class CurveInfo(_Closed):
+    """Accuracy over alpha, exactly: the n-th value holds up to the n-th breakpoint, the last one to the maximum."""
+
+    minimum: float
+    maximum: float
+    breakpoints: list[float]
+    overall: list[float]
+    balanced: list[float]
+    many: list[float] | None = None
+    medium: list[float] | None = None
+    few: list[float] | None = None
+
+
+class TradeoffResponse(_Closed):
+    """What a client's labels say of its knobs. Where they do not suffice, `keep` says why and the rest is missing."""
+
+    client: str
+    model_version: str | None
+    objective: str
+    labels: int
+    keep: str | None = Field(description="why the current knobs should stay; null: they should change to the best")
+    current: KnobsInfo | None
+    labels_by_group: dict[ShotGroup, int] | None = None
+    best: KnobsInfo | None = None
+    before: dict[str, float] | None = Field(None, description="accuracies at the current knobs, on these labels")
+    after: dict[str, float] | None = Field(None, description="accuracies at the best knobs, on these labels")
+    alpha_interval: tuple[float, float] | None = Field(None, description="95% of bootstrap resamples")
+    prior_strength_interval: tuple[float, float] | None = None
+    gain: float | None = Field(None, description="what the best knobs gain in the objective on these labels")
+    gain_interval: tuple[float, float] | None = None
+    expected_gain: float | None = Field(None, description="the gain on labels that a choice has not seen")
+    curve: CurveInfo | None = Field(None, description="at the best prior_strength")
 
 
 class ErrorResponse(_Closed):

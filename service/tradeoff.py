@@ -293,7 +293,11 @@ def best_alpha(curve: AccuracyCurve, objective: str = "overall") -> float:
     >>> best_alpha(curve)
     0.25
     """
-    values = curve.values(objective)
+    return centre_of_best(curve, curve.values(objective))
+
+
+def centre_of_best(curve: AccuracyCurve, values: Floats) -> float:
+    """Return the centre of the best stretch, as `best_alpha` does, for any value of each step of the curve, [B + 1]."""
     edges = np.concatenate([[curve.low], curve.breakpoints, [curve.high]])
     changes = np.flatnonzero(np.diff(values)) + 1
     begins, ends = edges[np.concatenate([[0], changes])], edges[np.concatenate([changes, [len(values)]])]

@@ -14,16 +14,22 @@ from starlette.responses import Response
 from service.clients import ClientName, ClientPolicy, fit
 from service.errors import InvalidBody, InvalidParameter
 from service.keys import hash_key, key_id
+from service.objectives import parse_objective
 from service.policy_store import Client, read_policy
-from service.routes.access import admit_admin
+from service.routes.access import admit_admin, bearer, caller_of, is_admin
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
 from service.routes.forms import read_body
-from service.schemas import ClientDetails, ClientInfo, ClientsResponse, NewClient, NewKey
+from service.schemas import ClientDetails, ClientInfo, ClientsResponse, NewClient, NewKey, TradeoffResponse
+from service.scoring import Knobs
+from service.tune import Which
+from service.tuning import Study, study
 
 router = APIRouter(route_class=PlainRoute, prefix="/clients")
 
 WHO = "http:admin"
+
+_WHICH: dict[str, Which] = {"alpha": "alpha", "both": "both"}
 
 Result = TypeVar("Result")
 
@@ -141,6 +147,90 @@ async def revoke(request: Request) -> Response:
     identifier = request.path_params["key_id"]
     await _blocking(service, lambda: service.keeping.policies.revoke(name, identifier, who=WHO))
     return Response(status_code=204)
+
+
+@router.get(
+    "/{name}/tradeoff",
+    summary="What a client's labels say of its knobs",
+    response_model=TradeoffResponse,
+    responses=documented(401, 403, 404, 409, 422, 503),
+    openapi_extra={
+        "parameters": [
+            *_NAME["parameters"],
+            {
+                "name": "objective",
+                "in": "query",
+                "schema": {"type": "string", "default": "balanced"},
+                "description": "overall, balanced, many=1,medium=1,few=2, or few>=0.4 then overall",
+            },
+            {"name": "knobs", "in": "query", "schema": {"enum": ["alpha", "both"], "default": "alpha"}},
+        ]
+    },
+)
+async def tradeoff(request: Request) -> Response:
+    """Answer the operator, or the client itself, with the exact accuracy over alpha and the best knobs."""
+    service, name = service_of(request), request.path_params["name"]
+    if bearer(request) is None or is_admin(request, service) or caller_of(request, service).name != name:
+        admit_admin(request, service)
+    objective = parse_objective(request.query_params.get("objective", "balanced"))
+    which = _which(request.query_params.get("knobs", "alpha"))
+    keeping, limit = service.keeping, service.settings.max_prior_strength
+    found = await _blocking(
+        service,
+        lambda: study(
+            name,
+            objective,
+            which,
+            policies=keeping.policies,
+            predictions=keeping.predictions,
+            max_prior_strength=limit,
+        ),
+    )
+    return _json(_study(found, objective.text))
+
+
+def _which(text: str) -> Which:
+    if text not in _WHICH:
+        raise InvalidParameter("knobs must be alpha or both.", field="knobs", value=text, remedy="Send one of them.")
+    return _WHICH[text]
+
+
+def _study(found: Study, objective: str) -> dict[str, Any]:
+    content = {
+        "client": found.client,
+        "model_version": found.model,
+        "objective": objective,
+        "labels": found.labels,
+        "keep": found.keep,
+        "current": None if found.current is None else _knobs(found.current),
+    }
+    if found.tuning is None:
+        return content
+    tuning, curve = found.tuning, found.tuning.curve
+    groups = {name: steps.tolist() for name, steps in curve.by_group.items()}
+    return content | {
+        "labels_by_group": tuning.by_group,
+        "best": _knobs(tuning.best),
+        "before": tuning.before,
+        "after": tuning.after,
+        "alpha_interval": tuning.alpha_interval,
+        "prior_strength_interval": tuning.strength_interval,
+        "gain": tuning.gain,
+        "gain_interval": tuning.gain_interval,
+        "expected_gain": tuning.expected_gain,
+        "curve": {
+            "minimum": curve.low,
+            "maximum": curve.high,
+            "breakpoints": curve.breakpoints.tolist(),
+            "overall": curve.overall.tolist(),
+            "balanced": curve.balanced.tolist(),
+            **groups,
+        },
+    }
+
+
+def _knobs(knobs: Knobs) -> dict[str, float]:
+    return {"alpha": knobs.alpha, "prior_strength": knobs.prior_strength}
 
 
 def _as_admin(request: Request) -> Service:

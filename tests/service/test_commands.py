@@ -1,0 +1,137 @@
+"""`service clients` and `service tune`, as an operator types them."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+from typer.testing import CliRunner, Result
+
+from service.__main__ import cli
+from service.app import create_app
+from service.schemas import TradeoffResponse
+from service.settings import Settings
+from tests.service.fakes import FakeModel, picture
+
+Run = Callable[..., Result]
+FEEDBACK = 60
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    url = f"sqlite:///{tmp_path / 'evenkeel.sqlite'}"
+    monkeypatch.setenv("EVENKEEL_DATABASE_URL", url)
+    monkeypatch.setenv("COLUMNS", "200")
+    return url
+
+
+@pytest.fixture
+def run(url: str) -> Run:
+    def command(*words: str, status: int = 0) -> Result:
+        result = CliRunner().invoke(cli, words)
+        assert result.exit_code == status, result.output
+        return result
+
+    return command
+
+
+def key_of(result: Result) -> str:
+    return result.output.splitlines()[0]
+
+
+def test_a_client_is_added_listed_shown_changed_and_removed(run: Run) -> None:
+    assert key_of(run("clients", "add", "shop", "--alpha", "0.5", "--alpha-max", "2", "--rate", "10")).startswith("ek_")
+    assert "alpha 0.5, alpha_max 2, images_per_second 10" in run("clients", "list").output
+    run("clients", "set", "shop", "--alpha", "1", "--unset", "alpha_max")
+    shown = run("clients", "show", "shop").output
+    assert "set" in shown
+    assert '{"alpha": 0.5, "alpha_max": 2.0, "images_per_second": 10.0}' in shown
+    assert "cli:" in shown
+    run("clients", "remove", "shop")
+    assert "There is no client of this name" in run("clients", "show", "shop", status=2).output
+
+
+def test_keys_are_rotated(run: Run) -> None:
+    first = key_of(run("clients", "add", "shop"))
+    second = key_of(run("clients", "rotate", "shop"))
+    assert first != second
+    assert "revoked" in run("clients", "show", "shop").output
+
+
+def test_a_target_distribution_comes_from_a_file(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "target.json"
+    path.write_text(json.dumps({"cat": 3, "dog": 1}))
+    run("clients", "add", "shop", "--target", str(path))
+    assert '"cat": 0.75' in run("clients", "show", "shop").output
+    path.write_text("no JSON")
+    assert "cannot be read as JSON" in run("clients", "set", "shop", "--target", str(path), status=2).output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("clients", "add", "a b"), "is no client's name"),
+        (("clients", "add", "shop", "--alpha", "3", "--alpha-max", "1"), "alpha_min <= alpha <= alpha_max"),
+        (("clients", "set", "gone", "--alpha", "1"), "There is no client of this name"),
+        (("clients", "rotate", "gone"), "There is no client of this name"),
+        (("tune", "gone"), "There is no client of this name"),
+        (("tune", "gone", "--objective", "best"), "The objective cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(run: Run, words: tuple[str, ...], message: str) -> None:
+    output = run(*words, status=2).output
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_a_database_that_cannot_be_used_is_refused_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENKEEL_DATABASE_URL", "mysql://x/y")
+    assert "must be sqlite or postgresql" in run("clients", "list", status=2).output
+
+
+def send_labels(url: str, key: str, truth: int) -> tuple[dict[str, object], int]:
+    """Have pictures of class 0 predicted, say that they were of class `truth`, and ask for the trade-off."""
+    headers = {"Authorization": f"Bearer {key}"}
+    with TestClient(create_app(Settings(database_url=url), FakeModel())) as served:
+        files = [("image", ("a.png", picture(), "image/png"))] * 30
+        ids: list[str] = []
+        while len(ids) < FEEDBACK:
+            images = served.post("/predict", files=files, headers=headers).json()["images"]
+            ids += [image["prediction_id"] for image in images]
+        labels = [{"prediction_id": identifier, "label": truth} for identifier in ids]
+        accepted = served.post("/feedback", json=labels, headers=headers).json()["accepted"]
+        response = served.get("/clients/shop/tradeoff?objective=overall", headers=headers)
+        assert served.get("/clients/other/tradeoff", headers=headers).status_code == 403
+    TradeoffResponse.model_validate(response.json())
+    return response.json(), accepted
+
+
+def test_labels_tune_a_client_and_it_is_applied_with_an_entry(run: Run, url: str, tmp_path: Path) -> None:
+    key = key_of(run("clients", "add", "shop", "--alpha", "0.5", "--alpha-max", "2"))
+    assert "none of its predictions has a label yet" in run("tune", "shop").output
+    found, accepted = send_labels(url, key, truth=1)
+    assert accepted == FEEDBACK
+    assert found["keep"] is None
+    assert found["best"] == {"alpha": 1.5, "prior_strength": 0.0}  # right from 1 on, and 2 is the client's bound
+    assert found["curve"]["breakpoints"] == [1.0]  # type: ignore[index]
+    path = tmp_path / "chart.png"
+    output = run("tune", "shop", "--objective", "overall", "--plot", str(path)).output
+    assert "Run it again with --apply" in output
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert "alpha 0.5" in run("clients", "list").output
+    assert "Applied to shop" in run("tune", "shop", "--objective", "overall", "--apply").output
+    assert "alpha 1.5" in run("clients", "list").output
+    assert "tune overall" in run("clients", "show", "shop").output
+    assert "Keep what you have" in run("tune", "shop", "--objective", "overall", "--apply").output
+    assert "too few for this objective" in run("tune", "shop", "--objective", "few").output
+
+
+def test_a_change_reaches_a_running_service(run: Run, url: str) -> None:
+    with TestClient(create_app(Settings(database_url=url), FakeModel())) as served:
+        headers = {"Content-Type": "image/png", "Authorization": f"Bearer {key_of(run('clients', 'add', 'shop'))}"}
+        deadline = time.monotonic() + 2
+        while served.post("/predict", content=picture(), headers=headers).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

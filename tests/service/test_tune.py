@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.errors import InvalidParameter
+from service.objectives import parse_objective
+from service.replay import Rectangle, Replay, candidates
+from service.scoring import Knobs
+from service.tune import labels_lacking, tune
+
+CLASSES = 9
+COUNTS = np.array([500, 300, 200, 80, 50, 30, 10, 8, 5])
+GROUPS = ["many"] * 3 + ["medium"] * 3 + ["few"] * 3
+SHARE = np.log(COUNTS / COUNTS.sum())
+RECTANGLE = Rectangle(0.0, 3.0, 2.0)
+
+
+def traffic(samples: int, *, seed: int = 0, bias: float = 1.0) -> Replay:
+    """Each class alike, by a model that leans to frequent classes: alpha near `bias` takes the lean away."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, CLASSES, samples)
+    lean = 2.0 * (SHARE - SHARE.mean())
+    factual = generator.normal(scale=1.5, size=(samples, CLASSES)) + bias * lean
+    factual[np.arange(samples), labels] += 3
+    counterfactual = np.broadcast_to(lean, factual.shape)
+    kept = candidates(
+        factual.astype(np.float32), counterfactual.astype(np.float32), log_class_share=SHARE, rectangle=RECTANGLE
+    )
+    return Replay.of(kept, labels.tolist(), log_class_share=SHARE, shot_groups=GROUPS, rectangle=RECTANGLE)
+
+
+@pytest.mark.parametrize("text", ["overall", "balanced", "many=1,medium=1,few=1", "few>=0.5 then overall"])
+def test_the_best_alpha_is_found_and_holds_on_other_pictures(text: str) -> None:
+    objective = parse_objective(text)
+    tuning = tune(traffic(500), objective, Knobs(0.0))
+    assert tuning.keep is None
+    assert 0.6 < tuning.best.alpha < 1.4
+    low, high = tuning.alpha_interval
+    assert low - 0.1 <= tuning.best.alpha <= high + 0.1
+    fresh = traffic(2000, seed=1)
+    before, after = (fresh.curve().at(alpha) for alpha in (0.0, tuning.best.alpha))
+    assert after["few"] > before["few"] + 0.2
+    assert after["overall"] - before["overall"] == pytest.approx(
+        tuning.after["overall"] - tuning.before["overall"], abs=0.08
+    )
+
+
+def test_both_knobs_are_found_and_never_worse_than_alpha_alone() -> None:
+    replay, objective = traffic(400, bias=1.5), parse_objective("overall")
+    alone = tune(replay, objective, Knobs(0.0))
+    both = tune(replay, objective, Knobs(0.0), which="both")
+    assert both.after["overall"] >= alone.after["overall"]
+    assert both.after["overall"] == pytest.approx(
+        (replay.winners(both.best.alpha, both.best.prior_strength) == replay.labels).mean()
+    )
+
+
+def test_what_is_best_already_is_kept() -> None:
+    replay, objective = traffic(500), parse_objective("overall")
+    best = tune(replay, objective, Knobs(0.0)).best
+    assert "no other setting" in (tune(replay, objective, best).keep or "")
+
+
+def test_a_gain_that_may_be_chance_is_no_reason_to_change() -> None:
+    kept = [tune(traffic(60, seed=seed), parse_objective("overall"), Knobs(1.0)).keep for seed in range(8)]
+    assert sum(reason is not None for reason in kept) >= 7
+
+
+def test_too_few_labels_are_named() -> None:
+    assert "49 labelled predictions are too few" in (labels_lacking(traffic(49), parse_objective("overall")) or "")
+    lacking = labels_lacking(traffic(51), parse_objective("few>=0.5 then overall"))
+    assert lacking is None
+    rare = traffic(60)
+    assert labels_lacking(rare, parse_objective("overall")) is None
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10_000), st.sampled_from(["overall", "balanced", "few"]))
+def test_no_alpha_of_a_grid_beats_the_best(seed: int, name: str) -> None:
+    replay = traffic(80, seed=seed)
+    objective = parse_objective(name)
+    tuning = tune(replay, objective, Knobs(0.5))
+    for alpha in np.linspace(0, 3, 61):
+        correct = replay.winners(float(alpha), 0.0) == replay.labels
+        truth = np.array(GROUPS)[replay.labels]
+        if name == "overall":
+            value = correct.mean()
+        elif name == "balanced":
+            value = np.mean([correct[replay.labels == label].mean() for label in np.unique(replay.labels)])
+        else:
+            value = correct[truth == "few"].mean()
+        assert value <= tuning.after[name] + 1e-9
+
+
+@pytest.mark.parametrize(
+    "text", ["", "best", "many=0", "many=1,many=2", "few>=2 then overall", "few>=0.4", "few>=0.4 then", "few=1;many=1"]
+)
+def test_an_objective_that_says_nothing_is_refused(text: str) -> None:
+    with pytest.raises(InvalidParameter, match="cannot be read"):
+        parse_objective(text)
+
+
+def test_an_objective_knows_the_groups_that_it_looks_at() -> None:
+    assert parse_objective("few>=0.4,many>=.5 then balanced").groups == {"few", "many"}
+    assert parse_objective("overall").groups == set()
