@@ -4,7 +4,6 @@ Everything that can be refused is refused before the port opens, in one line, wi
 turns readiness off, then waits, then closes the door, answers what was accepted, and exits with 0.
 """
 
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +23,8 @@ from service.exhibits import Exhibits
 from service.model import OnnxModel, ProviderUnavailable
 from service.routes.context import Service
 from service.settings import Settings
+from service.telemetry import log_to_stderr
+from service.tracing import TracingUnavailable
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 cli.add_typer(commands.clients, name="clients")
@@ -54,7 +55,7 @@ def serve(  # noqa: PLR0917 - typer needs them so
     given = {"host": host, "port": port, "provider": provider, "threads": threads, "log_level": log_level}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-        _log_to_stderr(settings.log_level)
+        log_to_stderr(settings.log_level, settings.log_format)
         intact = read_bundle(bundle)
         model = OnnxModel(
             intact,
@@ -62,11 +63,12 @@ def serve(  # noqa: PLR0917 - typer needs them so
             threads=settings.threads,
             max_batch_size=settings.max_batch_size,
         )
+        app = create_app(settings, model, Exhibits.of(intact))
     except ValidationError as error:
         _refuse("; ".join(_setting_problem(problem["loc"], problem["msg"]) for problem in error.errors()))
-    except (BundleError, ProviderUnavailable) as error:
+    except (BundleError, ProviderUnavailable, TracingUnavailable) as error:
         _refuse(str(error))
-    _run(create_app(settings, model, Exhibits.of(intact)), settings)
+    _run(app, settings)
 
 
 class DrainingServer(uvicorn.Server):
@@ -99,18 +101,13 @@ def _run(app: FastAPI, settings: Settings) -> None:
         app,
         host=settings.host,
         port=settings.port,
-        access_log=settings.access_log,
+        access_log=False,  # ours bears ids
         log_config=None,
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
     )
     DrainingServer(config, app.state.service).run()
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients get wrong is answered, not logged
 
 
 def _setting_problem(location: tuple[int | str, ...], message: str) -> str:

@@ -34,6 +34,7 @@ from service.routes.answers import AnswerWriter
 from service.routes.context import Readiness, Service
 from service.routes.rules import Rules
 from service.settings import Settings
+from service.tracing import Tracing
 from service.watchdog import Watchdog
 
 _NOTHING = Exhibits()
@@ -48,7 +49,7 @@ def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING)
     watchdog = Watchdog(service.batcher, service.readiness, patience=settings.stall_timeout, metrics=service.metrics)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FrontDoor) -> AsyncIterator[None]:
         await asyncio.to_thread(service.keeping.begin)
         welcome = asyncio.create_task(_welcome_once_clients_are_known(service))
         watching = asyncio.create_task(watchdog.run())
@@ -61,6 +62,8 @@ def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING)
             await service.batcher.close(settings.shutdown_timeout)
             service.decoder.close()
             await asyncio.to_thread(service.keeping.end, _LAST_WRITE)
+            if app.tracing:
+                await asyncio.to_thread(app.tracing.close)
 
     app = FrontDoor(
         title="evenkeel",
@@ -69,6 +72,8 @@ def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING)
         lifespan=lifespan,
     )
     app.state.service = service
+    app.tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    app.logs_access = settings.access_log
     failures.install(app)
     routes = set()
     for part in (predict, inference_protocol, feedback, clients, model, samples, health, metrics):

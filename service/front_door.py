@@ -1,27 +1,41 @@
-"""Where every request comes in: the shortest way to the busiest route, and a count of every answer.
+"""Where every request comes in: the shortest way to the busiest route, a count of every answer, and the headers of all.
 
 `POST /predict` is a route like any other, documented and listed by FastAPI; yet what lies between the server and its
 endpoint there (matching, exit stacks, handlers of exceptions, one within the other) costs more than all the work of a
 small model. So it is called from here at once, and its errors become answers by the same table.
 """
 
+from collections.abc import Callable
+from time import perf_counter
+
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from service import security_headers
 from service.errors import ServiceError
 from service.routes.context import service_of
 from service.routes.failures import failure, unexpected
 from service.routes.predict import predict
+from service.telemetry import Exchange, log_access
+from service.tracing import Tracing
 
 PREDICT = "/predict"
 
 
 class FrontDoor(FastAPI):
-    """The app. `counted_routes` are the paths that metrics tell apart; any other path counts as 'other'."""
+    """The app.
+
+    Attributes:
+        counted_routes: the paths that metrics tell apart; any other path counts as 'other'.
+        tracing: where spans go; None: there are none.
+        logs_access: log a line for each request.
+    """
 
     counted_routes: frozenset[str] = frozenset()
+    tracing: Tracing | None = None
+    logs_access: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -30,19 +44,42 @@ class FrontDoor(FastAPI):
             return
         scope["app"] = self
         request = Request(scope, receive)
+        exchange = Exchange.begin(scope["headers"])
+        followed = self._follow(exchange, scope) if self.tracing or self.logs_access else None
         count, path = service_of(request).metrics.count_request, scope["path"]
         if path == PREDICT and scope["method"] == "POST":
             response = await _predict(request)
             count(path, response.status_code)
+            response.raw_headers += security_headers.OF_DATA + exchange.headers()
+            if followed:
+                followed(path, response.status_code)
             await response(scope, receive, send)
             return
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                count(self._route(scope), message["status"])
+                route = self._route(scope)
+                count(route, message["status"])
+                headers = list(message["headers"])
+                message["headers"] = headers + security_headers.missing(headers) + exchange.headers()
+                if followed:
+                    followed(route, message["status"])
             await send(message)
 
         await super().__call__(scope, receive, counted)
+
+    def _follow(self, exchange: Exchange, scope: Scope) -> Callable[[str, int], None]:
+        """Follow a request for those who asked; return what is to be called with its route and status."""
+        tracing, method, begin = self.tracing, scope["method"], perf_counter()
+        span = tracing.begin(exchange, method) if tracing else None
+
+        def end(route: str, status: int) -> None:
+            if tracing:
+                tracing.end(span, exchange, method, route, status)
+            if self.logs_access:
+                log_access(exchange, method, scope["path"], status, perf_counter() - begin)
+
+        return end
 
     def _route(self, scope: Scope) -> str:
         """Return the template of the path that was taken, such as /v2/models/{name}."""

@@ -16,7 +16,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="how log lines are written: for people or machines")
     access_log: bool = Field(False, description="log a line for each request")
+    otlp_endpoint: str | None = Field(
+        None, description="where a span for each request goes (OTLP over HTTP); needs evenkeel[telemetry]"
+    )
 
     provider: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the model runs; cuda refuses to start without it, auto takes it where there is one"

@@ -3,6 +3,7 @@
 from typing import Any
 
 from service.inference_schemas import InferRequest
+from service.routes.patience import PARAMETER
 
 
 def _in_path(name: str, description: str) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def _schema_in_one_piece() -> dict[str, Any]:
     return {key: resolved(value) for key, value in schema.items()}
 
 
+INFER_MODEL: dict[str, Any] = {"parameters": [*MODEL["parameters"], PARAMETER]}
+INFER_VERSION: dict[str, Any] = {"parameters": [*VERSION["parameters"], PARAMETER]}
 INFER: dict[str, Any] = {
     "requestBody": {
         "required": True,

@@ -38,7 +38,9 @@ from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
 from service.routes.forms import read_body
 from service.routes.infer_request import InferQuery, RequestedOutput, read_infer
-from service.routes.inference_docs import INFER, MODEL, VERSION
+from service.routes.inference_docs import INFER, INFER_MODEL, INFER_VERSION, MODEL, VERSION
+from service.routes.patience import patience
+from service.telemetry import Times, note_times
 from service.tensors import Shape, Values, join_message, write_tensor
 
 router = APIRouter(prefix="/v2", route_class=PlainRoute, tags=["Open Inference Protocol"])
@@ -128,31 +130,38 @@ _INFER: dict[str, Any] = {
 }
 
 
-@router.post("/models/{name}/infer", summary="Run the model", openapi_extra=MODEL | INFER, **_INFER)
+@router.post("/models/{name}/infer", summary="Run the model", openapi_extra=INFER_MODEL | INFER, **_INFER)
 @router.post(
     "/models/{name}/versions/{version}/infer",
     summary="Run this version of the model",
-    openapi_extra=VERSION | INFER,
+    openapi_extra=INFER_VERSION | INFER,
     **_INFER,
 )
 async def infer(request: Request) -> Response:
     """Answer an inference request, in JSON or with binary tensors."""
     begin, loop = perf_counter(), asyncio.get_running_loop()
     service, arrived = _model(request), loop.time()
-    query = await _read(request, service)
-    patience = min(query.timeout or service.settings.request_timeout, service.settings.request_timeout)
+    longest = patience(request, service.settings)
+    body = await _body(request, service)
+    decoding = perf_counter()
+    query = _read(request, body, service)
+    decoded = perf_counter()
+    deadline = arrived + min(query.timeout or longest, longest)
     with service.batcher.admit(len(query.images)) as admission:
         watch = ClientWatch(request, admission)
         try:
-            rows = await admission.run(_works(query, service), deadline=arrived + patience)
+            rows = await admission.run(_works(query, service), deadline=deadline)
         finally:
             watch.end()
     response = _answer(query, cast(list[Tensors], rows), service)
-    service.metrics.total_seconds.observe(perf_counter() - begin)
+    times = Times(decoded - decoding, *admission.seconds, perf_counter() - begin)
+    service.metrics.decode_seconds.observe(times.decode)
+    service.metrics.total_seconds.observe(times.total)
+    note_times(times)
     return response
 
 
-async def _read(request: Request, service: Service) -> InferQuery:
+async def _body(request: Request, service: Service) -> bytes:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise UnsupportedMediaType(
@@ -161,8 +170,12 @@ async def _read(request: Request, service: Service) -> InferQuery:
             value=encoding,
             remedy="Send it as it is; pixels as binary tensors are the shortest form.",
         )
+    return await read_body(request, service.settings)
+
+
+def _read(request: Request, body: bytes, service: Service) -> InferQuery:
     return read_infer(
-        await read_body(request, service.settings),
+        body,
         request.headers.get(_HEADER_LENGTH),
         rules=service.rules,
         spec=service.model.manifest.input,

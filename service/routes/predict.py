@@ -22,10 +22,12 @@ from service.routes.client_watch import ClientWatch
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
 from service.routes.forms import read_query
+from service.routes.patience import patience
 from service.routes.predict_docs import DESCRIPTION, OPENAPI
 from service.routes.rules import ImageQuery, PredictQuery, Rules
 from service.schemas import PredictResponse
 from service.scoring import Score
+from service.telemetry import Times, note_times
 
 router = APIRouter(route_class=PlainRoute)
 
@@ -45,13 +47,15 @@ async def predict(request: Request) -> Response:
     """Answer a prediction request in any of its forms."""
     service = service_of(request)
     begin = perf_counter()
-    deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
+    deadline = asyncio.get_running_loop().time() + patience(request, service.settings)
     caller = caller_of(request, service)
     rules = rules_for(caller, service)
     query = await read_query(request, rules)
     with service.batcher.admit(len(query.images)) as admission:
         take(caller, len(query.images), service)
+        decoding = perf_counter()
         pixels = await _decode(query.images, service)
+        decoded = perf_counter()
         by = service.predictor
         items = [Work(by, picture, image.knobs) for picture, image in zip(pixels, query.images, strict=True)]
         watch = ClientWatch(request, admission)
@@ -60,19 +64,18 @@ async def predict(request: Request) -> Response:
         finally:
             watch.end()
     body = orjson.dumps(_answer(query, scores, service, caller, rules))
-    service.metrics.total_seconds.observe(perf_counter() - begin)
+    times = Times(decoded - decoding, *admission.seconds, perf_counter() - begin)
+    service.metrics.decode_seconds.observe(times.decode)
+    service.metrics.total_seconds.observe(times.total)
+    note_times(times)
     return Response(body, media_type="application/json")
 
 
 async def _decode(images: list[ImageQuery], service: Service) -> list[Pixels]:
-    begin = perf_counter()
     decode = service.decoder.decode
     if len(images) == 1:
-        pixels = [await decode(images[0].data, field=images[0].field)]
-    else:
-        pixels = await asyncio.gather(*(decode(image.data, field=image.field) for image in images))
-    service.metrics.decode_seconds.observe(perf_counter() - begin)
-    return pixels
+        return [await decode(images[0].data, field=images[0].field)]
+    return await asyncio.gather(*(decode(image.data, field=image.field) for image in images))
 
 
 def _answer(query: PredictQuery, scores: list[Score], service: Service, caller: Caller, rules: Rules) -> Answer:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from service.routes.forms import RAW_TYPES
+from service.routes.patience import PARAMETER
 from service.routes.rules import DEFAULT_TOP_K
 from service.schemas import PredictRequest
 
@@ -83,7 +84,7 @@ _JSON = {
 }
 
 OPENAPI: dict[str, Any] = {
-    "parameters": _PARAMETERS,
+    "parameters": [*_PARAMETERS, PARAMETER],
     "requestBody": {
         "required": True,
         "content": {

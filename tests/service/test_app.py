@@ -85,6 +85,7 @@ def test_openapi_documents_each_form_with_its_errors(client: TestClient) -> None
         "application/json",
     }
     assert {parameter["name"] for parameter in operation["parameters"]} == {
+        "X-Request-Timeout",
         "alpha",
         "prior_strength",
         "top_k",
