@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.bundle import Manifest
+from service.callers import Caller
 from service.errors import NotFound, NotReady, UnsupportedMediaType
 from service.inference_schemas import (
     InferResponse,
@@ -33,6 +34,7 @@ from service.inference_schemas import (
 )
 from service.model import Model
 from service.predictor import Tensors, Wants, Work
+from service.routes.access import caller_of, rules_for, take
 from service.routes.client_watch import ClientWatch
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
@@ -40,6 +42,9 @@ from service.routes.forms import read_body
 from service.routes.infer_request import InferQuery, RequestedOutput, read_infer
 from service.routes.inference_docs import INFER, INFER_MODEL, INFER_VERSION, MODEL, VERSION
 from service.routes.patience import patience
+from service.routes.predict import NEAR
+from service.routes.rules import Rules
+from service.scoring import offsets
 from service.telemetry import Times, note_times
 from service.tensors import Shape, Values, join_message, write_tensor
 
@@ -126,7 +131,7 @@ async def model_ready(request: Request) -> Response:
 
 _INFER: dict[str, Any] = {
     "response_model": InferResponse,
-    "responses": documented(400, 404, 408, 413, 415, 422, 429, 500, 503, 504, model=ProtocolError),
+    "responses": documented(400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, model=ProtocolError),
 }
 
 
@@ -142,18 +147,21 @@ async def infer(request: Request) -> Response:
     begin, loop = perf_counter(), asyncio.get_running_loop()
     service, arrived = _model(request), loop.time()
     longest = patience(request, service.settings)
+    caller = caller_of(request, service)
+    rules = rules_for(caller, service)
     body = await _body(request, service)
     decoding = perf_counter()
-    query = _read(request, body, service)
+    query = _read(request, body, service, rules)
     decoded = perf_counter()
     deadline = arrived + min(query.timeout or longest, longest)
     with service.batcher.admit(len(query.images)) as admission:
+        take(caller, len(query.images), service)
         watch = ClientWatch(request, admission)
         try:
             rows = await admission.run(_works(query, service), deadline=deadline)
         finally:
             watch.end()
-    response = _answer(query, cast(list[Tensors], rows), service)
+    response = _answer(query, cast(list[Tensors], rows), service, caller)
     times = Times(decoded - decoding, *admission.seconds, perf_counter() - begin)
     service.metrics.decode_seconds.observe(times.decode)
     service.metrics.total_seconds.observe(times.total)
@@ -173,11 +181,11 @@ async def _body(request: Request, service: Service) -> bytes:
     return await read_body(request, service.settings)
 
 
-def _read(request: Request, body: bytes, service: Service) -> InferQuery:
+def _read(request: Request, body: bytes, service: Service, rules: Rules) -> InferQuery:
     return read_infer(
         body,
         request.headers.get(_HEADER_LENGTH),
-        rules=service.rules,
+        rules=rules,
         spec=service.model.manifest.input,
         outputs=output_shapes(service.model),
     )
@@ -190,14 +198,14 @@ def _works(query: InferQuery, service: Service) -> list[Work]:
     return [Work(by, pixels, knobs, wants) for pixels, knobs in zip(query.images, query.knobs, strict=True)]
 
 
-def _answer(query: InferQuery, rows: list[Tensors], service: Service) -> Response:
+def _answer(query: InferQuery, rows: list[Tensors], service: Service, caller: Caller) -> Response:
     manifest = service.model.manifest
     columns = {
         name: np.stack([getattr(row, name) for row in rows])
         for name in Tensors._fields
         if getattr(rows[0], name) is not None
     }
-    _observe(query, columns, manifest, service)
+    _observe(query, columns, service, caller)
     written = [
         write_tensor(output.name, _values(columns[output.name], output, manifest), binary=output.binary)
         for output in query.outputs
@@ -223,19 +231,32 @@ def _values(values: NDArray[np.float32], output: RequestedOutput, manifest: Mani
     ]
 
 
-def _observe(query: InferQuery, columns: dict[str, NDArray[np.float32]], manifest: Manifest, service: Service) -> None:
+def _observe(query: InferQuery, columns: dict[str, NDArray[np.float32]], service: Service, caller: Caller) -> None:
     """Count each prediction as `/predict` does."""
-    strengths = np.array([knobs.prior_strength for knobs in query.knobs])[:, None]
-    plain = (columns["factual_logits"] - strengths * service.predictor.log_class_share).argmax(axis=1).tolist()
-    winners = columns["logits"].argmax(axis=1).tolist()
+    manifest = service.model.manifest
+    groups = [info.shot_group for info in manifest.classes]
+    plain = columns["factual_logits"] + offsets(query.knobs, service.predictor.log_class_share)
+    alphas = np.array([knobs.alpha for knobs in query.knobs])
+
+    def winners(alpha: NDArray[np.float64]) -> NDArray[np.int64]:
+        within = alpha.clip(manifest.alpha.minimum, manifest.alpha.maximum)
+        best: NDArray[np.int64] = (plain - within[:, None] * columns["counterfactual_logits"]).argmax(axis=1)
+        return best
+
+    won, before, after = winners(alphas), winners(alphas - NEAR), winners(alphas + NEAR)
+    near = ((before != won) | (after != won)).tolist()
     cosines = columns["confounder_cosine"].mean(axis=1).tolist()
-    for knobs, winner, plain_winner, cosine in zip(query.knobs, winners, plain, cosines, strict=True):
+    for row, (winner, plain_winner) in enumerate(zip(won.tolist(), plain.argmax(axis=1).tolist(), strict=True)):
+        alpha, flipped = query.knobs[row].alpha, winner != plain_winner
         service.metrics.observe_prediction(
-            alpha=knobs.alpha,
-            winner_group=manifest.classes[winner].shot_group,
-            plain_group=manifest.classes[plain_winner].shot_group,
-            flipped=winner != plain_winner,
-            confounder_cosine=cosine,
+            alpha=alpha,
+            winner_group=groups[winner],
+            plain_group=groups[plain_winner],
+            flipped=flipped,
+            confounder_cosine=cosines[row],
+        )
+        caller.counts.observe_prediction(
+            alpha=alpha, winner_group=groups[winner], flipped=flipped, near_breakpoint=near[row]
         )
 
 

@@ -1,6 +1,7 @@
 """The Open Inference Protocol as HTTP: every path, both forms of tensors, every refusal."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from service.inference_schemas import (
 )
 from tests.service.fakes import FakeModel
 from tests.service.routes.conftest import MakeClient
+from tests.service.routes.test_clients import add, bearing, until
 
 INFER = "/v2/models/tiny/infer"
 
@@ -340,3 +342,35 @@ def test_predictions_are_counted_as_those_of_predict(client: TestClient) -> None
     assert 'evenkeel_predictions_total{shot_group="many"} 1.0' in text
     assert 'evenkeel_flips_total{from_group="many",to_group="medium"} 1.0' in text
     assert 'evenkeel_requests_total{route="/v2/models/{name}/infer",status="200"} 1.0' in text
+
+
+@pytest.fixture
+def shop(make_client: MakeClient, tmp_path: Path) -> tuple[TestClient, dict[str, str]]:
+    """The service with a client of its own policy, and the header that makes it that client."""
+    served = make_client(database_url=f"sqlite:///{tmp_path / 'x.sqlite'}", admin_key="operator")
+    header = bearing(add(served, "shop", alpha=1.5, alpha_min=1, images_per_second=20))
+    until(lambda: infer_as(served, header, image(0)).status_code != 401)
+    return served, header
+
+
+def infer_as(served: TestClient, header: dict[str, str], *inputs: dict[str, Any]) -> Any:
+    return served.post(INFER, json={"inputs": list(inputs)}, headers=header)
+
+
+def test_a_clients_key_brings_its_policy_and_its_rate(shop: tuple[TestClient, dict[str, str]]) -> None:
+    served, header = shop
+    assert tensor(infer_as(served, header, image(0)).json(), "logits").argmax() == 1
+    assert tensor(infer(served, image(0), parameters={"alpha": 0.5}), "logits").argmax() == 0
+    refused(infer_as(served, header, image(0), knob("alpha", 0.5)), 422, "invalid_parameter")
+    refused(infer_as(served, bearing("no-key"), image(0)), 401, "invalid_key")
+    assert 'evenkeel_client_predictions_total{client="shop",shot_group="many"} 2.0' in served.get("/metrics").text
+    answers = (infer_as(served, header, image(*[0] * 10)) for _ in range(100))
+    limited = next(response for response in answers if response.status_code != 200)
+    refused(limited, 429, "rate_limited")
+    assert int(limited.headers["Retry-After"]) >= 1
+
+
+def test_what_is_near_a_breakpoint_is_counted(shop: tuple[TestClient, dict[str, str]]) -> None:
+    served, header = shop
+    infer_as(served, header, image(0), knob("alpha", 1.05))  # the winner changes at 1
+    assert 'evenkeel_client_near_breakpoint_total{client="shop"} 1.0' in served.get("/metrics").text
