@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trainer.tiny import patient
 from trainer.alpha import choose_alpha
 from trainer.config import AlphaConfig
 from trainer.inference import Branches
@@ -15,6 +16,7 @@ def branches(factual: list[list[float]], counterfactual: list[list[float]], labe
     return Branches(np.array(factual, np.float32), np.array(counterfactual, np.float32), cosine, np.array(labels))
 
 
+@patient
 @given(st.lists(st.floats(0.34, 0.99), min_size=1, max_size=4))
 def test_without_validation_the_mean_of_alpha_times_cosine_is_one(mean_cosine: list[float]) -> None:
     choice = choose_alpha(AlphaConfig(), mean_cosine, None, COUNTS)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.bundle import shot_group_of
+from tests.trainer.tiny import patient
 from trainer.config import AlphaConfig
 from trainer.evaluate import Evaluation, evaluate_branches, expected_calibration_error, sampled_curve
 from trainer.inference import Branches
@@ -42,6 +43,7 @@ def by_hand(evaluation: Evaluation, alpha: float, strength: float = 0.0) -> dict
     return means | {"balanced_accuracy": sum(recalls) / len(recalls)}
 
 
+@patient
 @given(st.integers(0, 1000), st.floats(-1, 4), st.sampled_from([0.0, 0.75, 1.0]))
 def test_accuracies_are_those_counted_by_hand(seed: int, alpha: float, strength: float) -> None:
     evaluation = make_evaluation(seed)
@@ -51,6 +53,7 @@ def test_accuracies_are_those_counted_by_hand(seed: int, alpha: float, strength:
     assert (measured["alpha"], measured["prior_strength"]) == (alpha, strength)
 
 
+@patient
 @given(st.integers(0, 1000), st.floats(0, 3))
 def test_the_curve_is_the_accuracy_at_every_alpha(seed: int, alpha: float) -> None:
     evaluation = make_evaluation(seed)
@@ -80,6 +83,7 @@ def test_classes_without_test_pictures_are_left_out_of_the_balance() -> None:
     assert "medium_shot_accuracy" not in measured
 
 
+@patient
 @given(st.integers(0, 1000), st.integers(1, 200), st.integers(2, 6))
 def test_the_calibration_error_is_that_of_a_plain_loop(seed: int, rows: int, classes: int) -> None:
     generator = np.random.default_rng(seed)

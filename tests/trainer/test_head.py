@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import trainer
+from tests.trainer.tiny import patient
 from trainer import head
 from trainer.head import (
     DeconfoundedHead,
@@ -94,6 +95,7 @@ def problems(draw: st.DrawFn) -> Problem:
     return Problem(features, weight, direction, heads, draw(st.sampled_from([1.0, 16.0, 30.5])), gamma)
 
 
+@patient
 @given(problems())
 def test_both_branches_are_the_formulas_of_the_paper(problem: Problem) -> None:
     branches = branch_logits(*problem.tensors(), **problem.settings())
@@ -101,6 +103,7 @@ def test_both_branches_are_the_formulas_of_the_paper(problem: Problem) -> None:
         np.testing.assert_allclose(branch.numpy(), expected, **EXACT)
 
 
+@patient
 @given(problems())
 def test_in_float32_both_branches_are_right_to_single_precision(problem: Problem) -> None:
     branches = branch_logits(*(part.float() for part in problem.tensors()), **problem.settings())
@@ -109,21 +112,23 @@ def test_in_float32_both_branches_are_right_to_single_precision(problem: Problem
         np.testing.assert_allclose(branch.numpy(), expected, rtol=1e-4, atol=1e-4 * problem.tau)
 
 
+@patient
 @given(problems())
 def test_every_shape_is_what_its_annotation_says(problem: Problem) -> None:
-    tensors, settings = problem.tensors(), problem.settings()
-    factual, _ = checked.branch_logits(*tensors, **settings)
+    tensors, options = problem.tensors(), problem.settings()
+    factual, _ = checked.branch_logits(*tensors, **options)
     alphas = torch.linspace(-1, 3, len(factual), dtype=torch.float64)
     for alpha in (1.5, alphas, torch.tensor(0.5, dtype=torch.float64)):
-        logits = checked.tde_logits(*tensors, alpha, **settings)
+        logits = checked.tde_logits(*tensors, alpha, **options)
         if logits.shape[1] > 1:
             checked.background_exempted_probabilities(factual, logits, background=0)
-    classifier = checked.DeconfoundedHead(tensors[0].shape[1], len(tensors[1]), **settings).double()
+    classifier = checked.DeconfoundedHead(tensors[0].shape[1], len(tensors[1]), **options).double()
     classifier.update_direction(tensors[0], momentum_decay=0.9)
     classifier(tensors[0])
     checked.folded_branches(tensors[0], classifier.fold())
 
 
+@patient
 @given(problems(), st.floats(-3, 5))
 def test_logits_are_linear_in_alpha(problem: Problem, alpha: float) -> None:
     factual, counterfactual = problem.reference()
@@ -131,6 +136,7 @@ def test_logits_are_linear_in_alpha(problem: Problem, alpha: float) -> None:
     np.testing.assert_allclose(logits.numpy(), factual - alpha * counterfactual, **EXACT)
 
 
+@patient
 @given(problems(), st.data())
 def test_mixed_alphas_equal_separate_calls(problem: Problem, data: st.DataObject) -> None:
     features, weight, direction = problem.tensors()
@@ -141,8 +147,8 @@ def test_mixed_alphas_equal_separate_calls(problem: Problem, data: st.DataObject
         np.testing.assert_allclose(mixed[row].numpy(), alone[0].numpy(), **EXACT)
 
 
-@pytest.mark.parametrize("scale", [1e-200, 1e-30, 3.0, 1e150])
-@given(problem=problems())
+@patient
+@given(problems(), st.sampled_from([1e-200, 1e-30, 3.0, 1e150]))
 def test_the_scale_of_the_direction_does_not_matter(problem: Problem, scale: float) -> None:
     features, weight, direction = problem.tensors()
     plain = branch_logits(features, weight, direction, **problem.settings())
@@ -151,6 +157,7 @@ def test_the_scale_of_the_direction_does_not_matter(problem: Problem, scale: flo
         np.testing.assert_allclose(one.numpy(), other.numpy(), **EXACT)
 
 
+@patient
 @given(problems(), st.data())
 def test_neither_does_the_scale_of_one_slice_of_it_or_of_a_feature(problem: Problem, data: st.DataObject) -> None:
     features, weight, direction = problem.tensors()
@@ -163,6 +170,7 @@ def test_neither_does_the_scale_of_one_slice_of_it_or_of_a_feature(problem: Prob
         np.testing.assert_allclose(one.numpy(), other.numpy(), **EXACT)
 
 
+@patient
 @given(problems(), st.data())
 def test_alpha_one_leaves_nothing_of_features_parallel_to_the_direction(problem: Problem, data: st.DataObject) -> None:
     _, weight, direction = problem.tensors()
@@ -225,6 +233,7 @@ def test_shapes_that_do_not_fit_are_refused_by_their_values(
         branch_logits(torch.zeros(1, 6), torch.zeros(weight), torch.zeros(direction), num_heads=2, tau=1.0, gamma=0.0)
 
 
+@patient
 @given(problems())
 def test_the_folded_head_gives_the_branches_and_the_cosine_of_each_slice(problem: Problem) -> None:
     features, weight, direction = problem.tensors()
@@ -238,6 +247,7 @@ def test_the_folded_head_gives_the_branches_and_the_cosine_of_each_slice(problem
             assert float(cosine[n, k]) == pytest.approx(float(x @ d) / norms if norms else 0.0, abs=1e-9)
 
 
+@patient
 @given(problems())
 def test_training_uses_the_factual_branch(problem: Problem) -> None:
     features, weight, direction = problem.tensors()
@@ -274,6 +284,7 @@ def background_problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
     return factual, logits, draw(st.integers(0, shape[1] - 1))
 
 
+@patient
 @given(background_problems())
 def test_background_exempted_probabilities_sum_to_one_and_keep_the_background(
     problem: tuple[Tensor, Tensor, int],
@@ -286,6 +297,7 @@ def test_background_exempted_probabilities_sum_to_one_and_keep_the_background(
     np.testing.assert_allclose(result[:, background].numpy(), kept.numpy(), **EXACT)
 
 
+@patient
 @given(background_problems())
 def test_background_exempted_probabilities_are_equation_9(problem: tuple[Tensor, Tensor, int]) -> None:
     factual, logits, background = problem

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trainer.tiny import patient
 from trainer.config import LongTail
 from trainer.errors import TrainerError
 from trainer.long_tail import hold_out, long_tail_counts, select_long_tail
@@ -32,6 +33,7 @@ def test_the_step_keeps_half_the_classes_whole() -> None:
     assert counts.tolist() == [100, 100, 100, 5, 5]
 
 
+@patient
 @given(counts_of_classes, profiles, st.floats(1, 300))
 def test_no_class_gives_more_than_it_has_and_none_follows_a_smaller_one(
     available: np.ndarray, profile: str, factor: float
@@ -42,12 +44,14 @@ def test_no_class_gives_more_than_it_has_and_none_follows_a_smaller_one(
     assert counts[0] // factor <= counts[-1] + 1
 
 
+@patient
 @given(counts_of_classes, profiles)
 def test_without_imbalance_every_class_keeps_as_many_as_the_smallest_has(available: np.ndarray, profile: str) -> None:
     counts = long_tail_counts(available, LongTail(profile=profile, imbalance_factor=1))
     assert set(counts.tolist()) == {available.min()}
 
 
+@patient
 @given(st.data(), profiles, st.none() | st.integers(0, 2**63 - 1))
 def test_the_rows_that_stay_have_the_counts_and_their_old_order(
     data: st.DataObject, profile: str, seed: int | None
@@ -84,6 +88,7 @@ def test_a_tail_that_leaves_a_class_empty_is_refused_by_the_factor_and_the_class
         select_long_tail(np.repeat([0, 1, 2], [9, 9, 1]), 3, LongTail(profile="exponential", imbalance_factor=1000))
 
 
+@patient
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80).map(np.array), st.floats(0, 0.99), st.integers(0, 9))
 def test_validation_takes_its_share_of_each_class_and_nothing_is_lost(
     labels: np.ndarray, share: float, seed: int

@@ -45,7 +45,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_checkpoint_recipe_evaluation_curve_and_plot(finished_run: Path) -> None:
     names = {"checkpoint.safetensors", "recipe.yaml", "evaluation.json", "tradeoff.npz", "tradeoff.png"}
-    assert {path.name for path in finished_run.iterdir()} == names
+    assert names <= {path.name for path in finished_run.iterdir()}
     assert load_recipe(str(finished_run / "recipe.yaml")) == tiny_recipe()
     with Image.open(finished_run / "tradeoff.png") as image:
         assert image.size == (1200, 750)

@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.config import DataConfig, Recipe, load_recipe
+
+# A busy machine is slow, and that is no fault of the code.
+patient = settings(max_examples=50, deadline=None)
 
 NO_TAIL = ("data.long_tail={profile: none}",)
 TWO_EPOCHS = ("schedule={epochs: 2, warmup_epochs: 1, decay: cosine}", "data.long_tail.imbalance_factor=50")
