@@ -217,6 +217,7 @@ def _cuda_problem() -> str | None:
 
 
 def _open(path: Path, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+    onnxruntime.disable_telemetry_events()  # some builds report to their makers; a service tells nobody of itself
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
