@@ -6,6 +6,7 @@ turns readiness off, then waits, then closes the door, answers what was accepted
 
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -13,14 +14,15 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 import uvicorn
-from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service import commands
 from service.app import create_app
 from service.bundle import BundleError, read_bundle
 from service.exhibits import Exhibits
+from service.front_door import FrontDoor
 from service.model import OnnxModel, ProviderUnavailable
+from service.reload import Loaded, Reloader
 from service.routes.context import Service
 from service.settings import Settings
 from service.telemetry import log_to_stderr
@@ -56,14 +58,10 @@ def serve(  # noqa: PLR0917 - typer needs them so
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         log_to_stderr(settings.log_level, settings.log_format)
-        intact = read_bundle(bundle)
-        model = OnnxModel(
-            intact,
-            provider=settings.provider,
-            threads=settings.threads,
-            max_batch_size=settings.max_batch_size,
-        )
-        app = create_app(settings, model, Exhibits.of(intact))
+        load = partial(_load, bundle, settings)
+        loaded = load("")
+        assert loaded is not None, "no bundle has an empty version"
+        app = create_app(settings, loaded.model, loaded.exhibits, load=load, bundle=bundle)
     except ValidationError as error:
         _refuse("; ".join(_setting_problem(problem["loc"], problem["msg"]) for problem in error.errors()))
     except (BundleError, ProviderUnavailable, TracingUnavailable) as error:
@@ -71,13 +69,37 @@ def serve(  # noqa: PLR0917 - typer needs them so
     _run(app, settings)
 
 
-class DrainingServer(uvicorn.Server):
-    """On SIGTERM stops being ready at once and stops accepting after a delay; on SIGINT stops accepting at once."""
+def _load(path: Path, settings: Settings, version: str) -> Loaded | None:
+    """Read the bundle, and load its model unless it is the version given."""
+    folder = path.resolve()  # what a link points to, in one piece
+    intact = read_bundle(folder)
+    if intact.manifest.version == version:
+        return None
+    model = OnnxModel(
+        intact, provider=settings.provider, threads=settings.threads, max_batch_size=settings.max_batch_size
+    )
+    loaded = Loaded(model, Exhibits.of(intact))
+    if read_bundle(folder).manifest.version != intact.manifest.version:
+        raise BundleError(f"{folder} was changed while it was loaded; send SIGHUP again once it is whole")
+    return loaded
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+
+class DrainingServer(uvicorn.Server):
+    """On SIGTERM stops being ready at once and stops accepting after a delay; on SIGINT stops accepting at once.
+
+    On SIGHUP the bundle is read again.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, reloader: Reloader | None = None) -> None:
         super().__init__(config)
         self._service = service
+        self._reloader = reloader
+        self._hung_up = False
         self._closes_at: float | None = None
+
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """Have the bundle read again, on the event loop."""
+        self._hung_up = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the shutdown; a second signal shortens the wait, a further SIGINT ends it."""
@@ -93,10 +115,13 @@ class DrainingServer(uvicorn.Server):
         """Stop accepting once the delay is over."""
         if self._closes_at is not None and monotonic() >= self._closes_at:
             self.should_exit = True
+        if self._hung_up and self._reloader:
+            self._hung_up = False
+            self._reloader.request()
         return await super().on_tick(counter)
 
 
-def _run(app: FastAPI, settings: Settings) -> None:
+def _run(app: FrontDoor, settings: Settings) -> None:
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -107,7 +132,10 @@ def _run(app: FastAPI, settings: Settings) -> None:
         ws="none",
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
     )
-    DrainingServer(config, app.state.service).run()
+    server = DrainingServer(config, app.state.service, app.reloader)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, server.handle_hangup)
+    server.run()
 
 
 def _setting_problem(location: tuple[int | str, ...], message: str) -> str:

@@ -4,11 +4,12 @@ Importing it does nothing; creating an app opens nothing. The model is loaded, w
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
-
-from fastapi import FastAPI
+from pathlib import Path
+from typing import Any
 
 from service.batcher import DynamicBatcher
 from service.cores import available_cores
@@ -19,6 +20,7 @@ from service.keeping import Keeping
 from service.metrics import Metrics
 from service.model import Model
 from service.predictor import Predictor, run_batch
+from service.reload import Loaded, Reloader
 from service.routes import (
     clients,
     failures,
@@ -43,8 +45,23 @@ _LAST_WRITE = 6.0
 """Seconds that the last write may take: a little more than a database may."""
 
 
-def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING) -> FastAPI:
-    """Return the app that serves a model under these settings; each app counts in metrics of its own."""
+def create_app(
+    settings: Settings,
+    served: Model,
+    exhibits: Exhibits = _NOTHING,
+    *,
+    load: Callable[[str], Loaded | None] | None = None,
+    bundle: Path | None = None,
+) -> FrontDoor:
+    """Return the app that serves a model under these settings; each app counts in metrics of its own.
+
+    Args:
+        settings: what the operator has set.
+        served: the model, warm and checked.
+        exhibits: what of its bundle is shown.
+        load: reads the bundle anew unless it is the version given; None: there is no reloading.
+        bundle: the folder to watch if the settings say so.
+    """
     service = _assemble(settings, served, exhibits)
     watchdog = Watchdog(service.batcher, service.readiness, patience=settings.stall_timeout, metrics=service.metrics)
 
@@ -52,15 +69,17 @@ def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING)
     async def lifespan(app: FrontDoor) -> AsyncIterator[None]:
         await asyncio.to_thread(service.keeping.begin)
         welcome = asyncio.create_task(_welcome_once_clients_are_known(service))
-        watching = asyncio.create_task(watchdog.run())
+        tasks = [welcome, asyncio.create_task(watchdog.run())]
+        if app.reloader and bundle and settings.watch_bundle:
+            tasks.append(asyncio.create_task(app.reloader.watch(bundle, settings.watch_bundle)))
         try:
             yield
         finally:
-            welcome.cancel()
-            watching.cancel()
+            for task in tasks:
+                task.cancel()
             service.readiness.refuse("The service is shutting down.")
             await service.batcher.close(settings.shutdown_timeout)
-            service.decoder.close()
+            app.state.service.decoder.close()
             await asyncio.to_thread(service.keeping.end, _LAST_WRITE)
             if app.tracing:
                 await asyncio.to_thread(app.tracing.close)
@@ -72,6 +91,15 @@ def create_app(settings: Settings, served: Model, exhibits: Exhibits = _NOTHING)
         lifespan=lifespan,
     )
     app.state.service = service
+
+    def swap(loaded: Loaded) -> None:
+        """Have requests meet the new model from now on; those under way keep the `Service` that they began with."""
+        app.state.service = replace(service, **_parts_of(loaded.model, loaded.exhibits, settings))
+        _announce(loaded.model, service.metrics)
+        service.keeping.remember(loaded.model.manifest)
+
+    if load:
+        app.reloader = Reloader(load, swap, version=served.manifest.version, metrics=service.metrics)
     app.tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     app.logs_access = settings.access_log
     failures.install(app)
@@ -93,14 +121,7 @@ async def _welcome_once_clients_are_known(service: Service) -> None:
 
 def _assemble(settings: Settings, served: Model, exhibits: Exhibits) -> Service:
     instruments = Metrics()
-    instruments.model.info(
-        {
-            "name": served.manifest.name,
-            "version": served.manifest.version,
-            "provider": served.provider,
-            "precision": served.precision,
-        }
-    )
+    _announce(served, instruments)
     batcher = DynamicBatcher(
         run_batch,
         max_batch_size=settings.max_batch_size,
@@ -108,21 +129,33 @@ def _assemble(settings: Settings, served: Model, exhibits: Exhibits) -> Service:
         max_queue_delay=settings.max_queue_delay,
         metrics=instruments,
     )
-    decoder = ImageDecoder(
-        served.manifest.input,
-        max_pixels=settings.max_image_pixels,
-        threads=settings.decode_threads or available_cores(),
-    )
     return Service(
         settings=settings,
-        model=served,
-        predictor=Predictor(served),
         metrics=instruments,
         batcher=batcher,
-        decoder=decoder,
         readiness=Readiness(instruments),
-        rules=Rules(served.manifest, settings),
-        answers=AnswerWriter(served.manifest),
-        exhibits=exhibits,
+        **_parts_of(served, exhibits, settings),
         keeping=Keeping(settings, served.manifest, instruments),
     )
+
+
+def _parts_of(served: Model, exhibits: Exhibits, settings: Settings) -> dict[str, Any]:
+    """Return the parts of a `Service` that belong to one model."""
+    return {
+        "model": served,
+        "predictor": Predictor(served),
+        "decoder": ImageDecoder(
+            served.manifest.input,
+            max_pixels=settings.max_image_pixels,
+            threads=settings.decode_threads or available_cores(),
+        ),
+        "rules": Rules(served.manifest, settings),
+        "answers": AnswerWriter(served.manifest),
+        "exhibits": exhibits,
+    }
+
+
+def _announce(served: Model, instruments: Metrics) -> None:
+    manifest = served.manifest
+    what = {"name": manifest.name, "version": manifest.version}
+    instruments.model.info(what | {"provider": served.provider, "precision": served.precision})

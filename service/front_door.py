@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service import security_headers
 from service.errors import ServiceError
+from service.reload import Reloader
 from service.routes.context import service_of
 from service.routes.failures import failure, unexpected
 from service.routes.predict import predict
@@ -31,11 +32,13 @@ class FrontDoor(FastAPI):
         counted_routes: the paths that metrics tell apart; any other path counts as 'other'.
         tracing: where spans go; None: there are none.
         logs_access: log a line for each request.
+        reloader: what takes a new bundle over; None: nothing does.
     """
 
     counted_routes: frozenset[str] = frozenset()
     tracing: Tracing | None = None
     logs_access: bool = False
+    reloader: Reloader | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

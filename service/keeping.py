@@ -80,12 +80,17 @@ class Keeping:
         """
         if not self._prepared:
             self.database.migrate()
-            self.predictions.remember_model(self._manifest, self._manifest.version)
-            self._prepared = True
+            manifest = self._manifest
+            self.predictions.remember_model(manifest, manifest.version)
+            self._prepared = manifest is self._manifest
         snapshot = self.policies.snapshot(self._revision)
         self.callers.load(snapshot)
         if snapshot is not None:
             self._revision = snapshot.revision
+
+    def remember(self, manifest: Manifest) -> None:
+        """Keep another model, whose predictions come from now on, before the next look at the database ends."""
+        self._manifest, self._prepared = manifest, False
 
     def _write(self) -> None:
         if self._prepared:

@@ -19,6 +19,7 @@ _COSINES = tuple(tenth / 10 for tenth in range(-10, 11))
 REJECTION_REASONS = ("queue_full", "rate_limited", "shutting_down", "deadline_exceeded", "client_left")
 STAGES = ("decode", "queue", "inference", "total")
 OUTCOMES = ("right", "wrong")
+RELOAD_OUTCOMES = ("swapped", "refused", "unchanged")
 
 
 class Metrics:
@@ -46,6 +47,12 @@ class Metrics:
         )
         self.stalls = Counter(
             "evenkeel_stalls_total", "Times that the model stopped answering and readiness went off.", registry=registry
+        )
+        self.reloads = Counter(
+            "evenkeel_reloads_total",
+            f"Reloads of the bundle, by outcome: {', '.join(RELOAD_OUTCOMES)}.",
+            ["outcome"],
+            registry=registry,
         )
         self.queue_depth = Gauge("evenkeel_queue_depth", "Images admitted that wait to be run.", registry=registry)
         self.queue_capacity = Gauge("evenkeel_queue_capacity", "Images that may wait at most.", registry=registry)
@@ -109,6 +116,8 @@ class Metrics:
         """Show every bounded series from the start: a first event then counts as an increase."""
         for reason in REJECTION_REASONS:
             self.rejected_images.labels(reason)
+        for outcome in RELOAD_OUTCOMES:
+            self.reloads.labels(outcome)
         for group in SHOT_GROUPS:
             for other in SHOT_GROUPS:
                 self.flips.labels(group, other)

@@ -79,6 +79,13 @@ class Settings(BaseSettings):
         50, ge=0, le=1000, description="most clients with a label of their own in the metrics; the rest are other"
     )
 
+    watch_bundle: float = Field(
+        0.0,
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds between looks whether the bundle has changed, to take it over; 0: only on SIGHUP",
+    )
     drain_delay: float = Field(
         1.0, ge=0, le=600, allow_inf_nan=False, description="seconds from SIGTERM, while not ready, to closing the door"
     )

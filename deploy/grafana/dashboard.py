@@ -97,6 +97,7 @@ SERVING = (
             "runs": "sum(rate(evenkeel_batch_size_count[$__rate_interval]))",
             "failed": "sum(rate(evenkeel_failed_batches_total[$__rate_interval]))",
             "stopped answering": "sum(rate(evenkeel_stalls_total[$__rate_interval]))",
+            "reload {{outcome}}": "sum by (outcome) (rate(evenkeel_reloads_total[$__rate_interval]))",
         },
         unit="ops",
     ),

@@ -1,0 +1,100 @@
+"""A new bundle takes over from the old one while requests go on, or is refused and the old one stays.
+
+The new bundle is read, verified, loaded, warmed and checked in a thread beside the old one; then requests that come
+from that moment on meet the new one, and those under way end with what they began with. It knows neither ONNX nor
+HTTP: what loads and what swaps is given to it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from service.exhibits import Exhibits
+from service.metrics import Metrics
+from service.model import Model
+
+logger = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    """A bundle in memory, ready to serve."""
+
+    model: Model
+    exhibits: Exhibits
+
+
+class Reloader:
+    """Reloads on request, one at a time; a request during a reload has another one follow.
+
+    Args:
+        load: reads the bundle anew, unless its version is the one given: then None.
+        swap: takes over what was loaded.
+        version: of what is served now.
+        metrics: where to count.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], Loaded | None],
+        swap: Callable[[Loaded], None],
+        *,
+        version: str,
+        metrics: Metrics,
+    ) -> None:
+        self._load = load
+        self._swap = swap
+        self._version = version
+        self._metrics = metrics
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+
+    def request(self) -> None:
+        """Begin a reload; call it on the event loop."""
+        if self._task is not None:
+            self._again = True
+            return
+        self._task = asyncio.get_running_loop().create_task(self._reload())
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, _: "asyncio.Task[None]") -> None:
+        self._task = None
+        if self._again:
+            self._again = False
+            self.request()
+
+    async def _reload(self) -> None:
+        try:
+            loaded = await asyncio.to_thread(self._load, self._version)
+        except Exception as error:  # whatever it is, the old one serves
+            logger.error("the bundle is refused, and %s stays: %s", self._version, error)
+            self._metrics.reloads.labels("refused").inc()
+            return
+        if loaded is None:
+            logger.info("the bundle is still %s", self._version)
+            self._metrics.reloads.labels("unchanged").inc()
+            return
+        before, self._version = self._version, loaded.model.manifest.version
+        self._swap(loaded)
+        logger.info("%s takes over from %s", self._version, before)
+        self._metrics.reloads.labels("swapped").inc()
+
+    async def watch(self, bundle: Path, interval: float) -> None:
+        """Request a reload when the bundle's files have changed and then stayed the same for one interval."""
+        served = seen = await asyncio.to_thread(signature, bundle)
+        while True:
+            await asyncio.sleep(interval)
+            before, seen = seen, await asyncio.to_thread(signature, bundle)
+            if seen is not None and before == seen != served:
+                served = seen
+                self.request()
+
+
+def signature(bundle: Path) -> tuple[tuple[str, int, int], ...] | None:
+    """Return what changes when a file of the bundle does: names, times, sizes; None while there is no such folder."""
+    try:
+        files = [(entry.name, entry.stat()) for entry in sorted(bundle.iterdir())]
+    except OSError:
+        return None
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in files)

@@ -1,0 +1,178 @@
+"""A new bundle while requests go on: the reloader by itself, the app with a fake model, the process with SIGHUP."""
+
+import asyncio
+import http.client
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.app import create_app
+from service.bundle import BundleError, InputSpec
+from service.exhibits import Exhibits
+from service.metrics import Metrics
+from service.reload import Loaded, Reloader, signature
+from service.settings import Settings
+from tests.service.fakes import FakeModel, make_manifest, picture
+from tests.service.test_process import Process, running
+from tests.service.tiny_model import tiny_parity, write_tiny_bundle
+
+
+class OtherModel(FakeModel):
+    """Looks at larger pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        spec = InputSpec(height=16, width=16, resize="exact", mean=(0, 0, 0), std=(1, 1, 1))
+        self.manifest = make_manifest(name="other", input=spec)
+
+
+def outcomes(metrics: Metrics) -> dict[str, float | None]:
+    names = ("swapped", "refused", "unchanged")
+    return {name: metrics.registry.get_sample_value("evenkeel_reloads_total", {"outcome": name}) for name in names}
+
+
+async def test_requests_during_a_reload_make_one_more(caplog: Any) -> None:
+    gate, loads, swapped, metrics = threading.Event(), [], [], Metrics()
+    model = OtherModel()
+
+    def load(version: str) -> Loaded | None:
+        gate.wait(10)
+        loads.append(version)
+        return Loaded(model, Exhibits()) if version == "old" else None
+
+    reloader = Reloader(load, swapped.append, version="old", metrics=metrics)
+    for _ in range(5):
+        reloader.request()
+        await asyncio.sleep(0)
+    gate.set()
+    await asyncio.to_thread(wait_until, lambda: outcomes(metrics)["unchanged"] == 1)
+    assert loads == ["old", model.manifest.version]
+    assert outcomes(metrics) == {"swapped": 1, "refused": 0, "unchanged": 1}
+    assert [loaded.model for loaded in swapped] == [model]
+
+
+async def test_whatever_goes_wrong_the_old_one_stays_and_the_log_says_why(caplog: Any) -> None:
+    def load(version: str) -> Loaded | None:
+        raise BundleError("model.onnx has SHA-256 0, and the manifest says 1")
+
+    metrics = Metrics()
+    reloader = Reloader(load, lambda loaded: pytest.fail("swapped"), version="old", metrics=metrics)
+    reloader.request()
+    await asyncio.to_thread(wait_until, lambda: outcomes(metrics)["refused"] == 1)
+    assert "the bundle is refused, and old stays: model.onnx has SHA-256 0" in caplog.text
+
+
+async def test_a_change_is_taken_over_once_it_has_settled(tmp_path: Path) -> None:
+    bundle, loads = tmp_path / "bundle", []
+
+    def load(version: str) -> Loaded | None:
+        loads.append(signature(bundle))
+        return None
+
+    async def settle() -> None:
+        await asyncio.sleep(0.25)
+
+    bundle.mkdir()
+    (bundle / "manifest.json").write_text("{}")
+    reloader = Reloader(load, lambda loaded: None, version="old", metrics=Metrics())
+    watching = asyncio.create_task(reloader.watch(bundle, 0.05))
+    await settle()
+    assert loads == []
+    (bundle / "manifest.json").write_text('{"version": 1}')
+    await settle()
+    assert len(loads) == 1
+    shutil.rmtree(bundle)
+    await settle()
+    assert len(loads) == 1
+    watching.cancel()
+
+
+def test_requests_under_way_end_with_the_model_that_they_began_with() -> None:
+    old, new = FakeModel(), OtherModel()
+    app: Any = create_app(Settings(), old, load=lambda version: Loaded(new, Exhibits()))
+
+    def predict(client: TestClient) -> Any:
+        return client.post("/predict?alpha=0", content=picture(2), headers={"Content-Type": "image/png"}).json()
+
+    with TestClient(app) as client:
+        old.gate.clear()
+        answers: list[Any] = []
+        waiting = [threading.Thread(target=lambda: answers.append(predict(client))) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        in_flight = app.state.service.metrics.registry.get_sample_value
+        wait_until(lambda: in_flight("evenkeel_images_in_flight") == 3)
+        client.portal.call(app.reloader.request)  # type: ignore[union-attr]
+        wait_until(lambda: client.get("/model").json()["name"] == "other")
+        late = threading.Thread(target=lambda: answers.append(predict(client)))
+        late.start()
+        old.gate.set()
+        for thread in (*waiting, late):
+            thread.join(20)
+        assert sorted(answer["model"]["name"] for answer in answers) == ["other", "tiny", "tiny", "tiny"]
+        assert all(answer["images"][0]["predictions"][0]["index"] == 2 for answer in answers)
+        assert client.get("/v2/models/other").json()["inputs"][0]["shape"] == [-1, 16, 16, 3]
+        assert 'evenkeel_model_info{name="other"' in client.get("/metrics").text
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def served_version(service: Process) -> str:
+    version: str = service.predict()[1]["model"]["version"]
+    return version
+
+
+def test_sighup_under_load_loses_no_request_and_a_bad_bundle_is_refused(tmp_path: Path) -> None:
+    first = write_tiny_bundle(tmp_path / "tiny").manifest.version
+    seen: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def load(service: Process) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+        while not stop.is_set():
+            status, content = service.predict(connection)
+            seen.append((status, content["model"]["version"]))
+        connection.close()
+
+    with running(tmp_path / "tiny", tmp_path / "log") as service:
+        threads = [threading.Thread(target=load, args=(service,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        second = write_tiny_bundle(tmp_path / "tiny", parity=tiny_parity(5)).manifest.version
+        service.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: seen[-1][1] == second)
+        (tmp_path / "tiny" / "model.onnx").write_bytes(b"damaged")
+        service.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: b'evenkeel_reloads_total{outcome="refused"} 1.0' in service.get("/metrics")[1])
+        assert served_version(service) == second
+        assert service.get("/readyz")[0] == 200
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+        assert "model.onnx has SHA-256" in service.log.read_text()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(20) == 0
+    assert {status for status, _ in seen} == {200}
+    assert {version for _, version in seen} == {first, second}
+
+
+def test_a_watched_link_that_points_elsewhere_is_followed(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "a")
+    second = write_tiny_bundle(tmp_path / "b", parity=tiny_parity(5)).manifest.version
+    (tmp_path / "current").symlink_to("a")
+    with running(tmp_path / "current", tmp_path / "log", watch_bundle="0.1") as service:
+        (tmp_path / "next").symlink_to("b")
+        (tmp_path / "next").replace(tmp_path / "current")
+        wait_until(lambda: served_version(service) == second)
