@@ -15,16 +15,23 @@ from trainer.head import DeconfoundedHead
 
 
 class LongTailClassifier(nn.Module):
-    """Pixels [N, 3, H, W] in [0, 1] to factual logits [N, C], with the features that gave them."""
+    """Pixels [N, 3, H, W] in [0, 1] to factual logits [N, C], with the features that gave them.
+
+    Args:
+        recipe: input, backbone and head.
+        num_classes: C.
+        fetch_weights: fetch pretrained weights where the recipe asks for them; not needed where a checkpoint follows.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, recipe: Recipe, num_classes: int) -> None:
+    def __init__(self, recipe: Recipe, num_classes: int, *, fetch_weights: bool = True) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(recipe.input.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(recipe.input.std).view(1, 3, 1, 1), persistent=False)
-        self.backbone = create_backbone(recipe.backbone)
+        pretrained = recipe.backbone.pretrained and fetch_weights
+        self.backbone = create_backbone(recipe.backbone.model_copy(update={"pretrained": pretrained}))
         head = recipe.head
         if self.backbone.num_features % head.num_heads:
             raise TrainerError(

@@ -53,13 +53,15 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
         raise TrainerError(f"--output {folder}: holds a run already; go on with --resume, or name another folder")
     device = choose_device(device_name)
     splits = load_splits(recipe)
-    training = Training(recipe, splits, device)
+    training = Training(recipe, splits, device, fetch_weights=not has_checkpoint)
     if has_checkpoint:
         training.resume(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     _announce(recipe, splits, training.checkpoint, device, folder)
+    # A broken test picture shows here, before hours of training, and not after them.
+    test = Pixels(splits.test, recipe, device, name="test images")
     train = Pixels(splits.train, recipe, device, name="training images")
     try:
         training.run(train, folder)
@@ -70,7 +72,7 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
     if not checkpoint.is_finished():
         _finish(checkpoint, training.model, train, splits)
         save_checkpoint(checkpoint, folder)
-    _evaluate(checkpoint, training.model, splits, folder, device, extra_alphas=[])
+    _evaluate(checkpoint, training.model, test, folder, extra_alphas=[])
 
 
 def evaluate_run(folder: Path, *, data: str | None, device_name: str, alphas: list[float]) -> None:
@@ -84,15 +86,13 @@ def evaluate_run(folder: Path, *, data: str | None, device_name: str, alphas: li
     splits = load_splits(recipe)
     if splits.class_names != checkpoint.class_names:
         raise TrainerError(f"--data {recipe.data.source}: its classes are not those that the model was trained on")
-    _evaluate(checkpoint, restore_model(checkpoint, device), splits, folder, device, extra_alphas=alphas)
+    test = Pixels(splits.test, recipe, device, name="test images")
+    _evaluate(checkpoint, restore_model(checkpoint, device), test, folder, extra_alphas=alphas)
 
 
 def restore_model(checkpoint: Checkpoint, device: torch.device) -> LongTailClassifier:
     """Make the checkpoint's model, in evaluation mode."""
-    # The checkpoint holds all weights: pretrained ones need not be fetched again.
-    backbone = checkpoint.recipe.backbone.model_copy(update={"pretrained": False})
-    recipe = checkpoint.recipe.model_copy(update={"backbone": backbone})
-    model = LongTailClassifier(recipe, len(checkpoint.class_names))
+    model = LongTailClassifier(checkpoint.recipe, len(checkpoint.class_names), fetch_weights=False)
     model.load_state_dict(checkpoint.model)
     return model.on(device).eval()
 
@@ -170,14 +170,12 @@ def _finish(checkpoint: Checkpoint, model: LongTailClassifier, train: Pixels, sp
 def _evaluate(
     checkpoint: Checkpoint,
     model: LongTailClassifier,
-    splits: Splits,
+    test: Pixels,
     folder: Path,
-    device: torch.device,
     *,
     extra_alphas: list[float],
 ) -> None:
-    pixels = Pixels(splits.test, checkpoint.recipe, device, name="test images")
-    features, labels = extract_features(model, pixels, "test features")
+    features, labels = extract_features(model, test, "test features")
     counts = np.array(checkpoint.class_counts)
     evaluations = {
         name: evaluate_branches(

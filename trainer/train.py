@@ -29,13 +29,20 @@ from trainer.schedule import learning_rate, momentum_decay
 
 
 class Training:
-    """A model, its optimizer and the checkpoint that both are at."""
+    """A model, its optimizer and the checkpoint that both are at.
 
-    def __init__(self, recipe: Recipe, splits: Splits, device: torch.device) -> None:
+    Args:
+        recipe: what to train.
+        splits: on which data; only classes and training images matter here.
+        device: where.
+        fetch_weights: whether to fetch pretrained weights; false where ``resume`` will bring the checkpoint's.
+    """
+
+    def __init__(self, recipe: Recipe, splits: Splits, device: torch.device, *, fetch_weights: bool = True) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, device
         self.autocast = recipe.precision == "bf16" or (recipe.precision == "auto" and computes_bf16(device))
-        self.model = LongTailClassifier(recipe, len(splits.class_names)).on(device)
+        self.model = LongTailClassifier(recipe, len(splits.class_names), fetch_weights=fetch_weights).on(device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=recipe.optimizer.learning_rate,
