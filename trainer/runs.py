@@ -191,7 +191,7 @@ def _evaluate(
         (folder / EVALUATION_FILE).write_text(json.dumps(report, indent=1) + "\n")
         _save_curve(ema.curve, folder / CURVE_FILE)
         plot_tradeoff(ema, default, f"{checkpoint.recipe.name}: the trade-off over alpha", folder / PLOT_FILE)
-        write_showcase(splits.test, ema.branches, checkpoint.recipe, default, folder / SAMPLES_FILE)
+        write_showcase(test.table, ema.branches, checkpoint.recipe, default, folder / SAMPLES_FILE)
     _print(report, folder)
 
 
