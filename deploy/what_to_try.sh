@@ -7,6 +7,8 @@ first=$1
 
 cat <<END
 
+Open $url/ in a browser: a slider moves the answer.
+
 Test pictures whose answer depends on alpha lie in $pictures. In another terminal, try:
 
   curl --data-binary @$first -H 'Content-Type: image/png' '$url/predict?alpha=0'

@@ -29,6 +29,7 @@ from service.routes import (
     inference_protocol,
     metrics,
     model,
+    page,
     predict,
     samples,
 )
@@ -104,7 +105,7 @@ def create_app(
     app.logs_access = settings.access_log
     failures.install(app)
     routes = set()
-    for part in (predict, inference_protocol, feedback, clients, model, samples, health, metrics):
+    for part in (predict, inference_protocol, feedback, clients, model, samples, health, metrics, page):
         app.include_router(part.router)
         routes |= {route.path for route in part.router.routes}
     app.counted_routes = frozenset(routes)

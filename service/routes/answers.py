@@ -39,8 +39,9 @@ class AnswerWriter:
         if breakpoints:
             answer["breakpoints"] = self._breakpoints(score.envelope)
         if lines:
+            target = query.knobs.log_target
             answer["lines"] = {
-                "factual_logits": score.factual_logits.tolist(),
+                "factual_logits": (score.factual_logits if target is None else score.factual_logits + target).tolist(),
                 "counterfactual_logits": score.counterfactual_logits.tolist(),
             }
         return answer

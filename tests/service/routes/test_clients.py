@@ -79,6 +79,8 @@ def test_a_stated_class_distribution_moves_the_answer(served: TestClient) -> Non
     known(served, key)
     assert answer(post(served, "?alpha=0", **bearing(key)))["predictions"][0]["index"] == 3
     assert answer(post(served, "?alpha=0"))["predictions"][0]["index"] == 0
+    lines = answer(post(served, "?lines=true", **bearing(key)))["lines"]["factual_logits"]
+    assert max(lines) == lines[3]
 
 
 def test_a_policy_that_does_not_fit_the_model_is_refused_when_it_is_set(served: TestClient) -> None:
