@@ -83,13 +83,13 @@ def export(
 def samples(
     run: Run,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")],
-    data: DataSource = None,
     count: Annotated[int, typer.Option(min=1)] = 6,
 ) -> None:
-    """Write test pictures as PNG to try the service with: first those whose answer changes with alpha."""
-    from trainer.samples import write_samples  # noqa: PLC0415
+    """Write test pictures as PNG to try the service with: first those that alpha makes right."""
+    from trainer.showcase import write_pictures  # noqa: PLC0415
 
-    write_samples(run, output, data=data, count=count)
+    for file in write_pictures(run, output, count=count):
+        console.print(f"wrote {file}", soft_wrap=True)
 
 
 def main() -> None:

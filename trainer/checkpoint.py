@@ -130,6 +130,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
 
 
+def finished_checkpoint(folder: Path) -> Checkpoint:
+    """Load the checkpoint of a run that has ended.
+
+    Raises:
+        TrainerError: no checkpoint, or training has not ended.
+    """
+    checkpoint = load_checkpoint(folder)
+    if not checkpoint.is_finished():
+        raise TrainerError(
+            f"{folder}: training has done {checkpoint.epoch} of {checkpoint.recipe.schedule.epochs} epochs; "
+            "finish it with train --resume"
+        )
+    return checkpoint
+
+
 def _state(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "recipe": checkpoint.recipe.model_dump(mode="json"),

@@ -32,7 +32,7 @@ from service.bundle import (
     TdeSpec,
     write_bundle,
 )
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import Checkpoint, finished_checkpoint
 from trainer.errors import TrainerError
 from trainer.graph import INPUTS, OUTPUTS, ServingGraph
 from trainer.progress import console
@@ -43,7 +43,6 @@ from trainer.runs import (
     PLOT_FILE,
     direction_cosine,
     direction_of,
-    finished_checkpoint,
     read_evaluation,
     restore_model,
 )

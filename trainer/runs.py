@@ -16,7 +16,7 @@ from torch import Tensor
 from service.bundle import SAMPLES_FILE
 from service.tradeoff import AccuracyCurve
 from trainer.alpha import choose_alpha
-from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, save_checkpoint
+from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, finished_checkpoint, save_checkpoint
 from trainer.config import Recipe
 from trainer.data import Pixels, Splits, decode, load_splits
 from trainer.errors import TrainerError, writing
@@ -109,21 +109,6 @@ def direction_of(checkpoint: Checkpoint, name: str) -> Tensor:
     if name == "dataset_mean" and checkpoint.dataset_mean is not None:
         return checkpoint.dataset_mean
     return checkpoint.model["head.momentum_direction"]
-
-
-def finished_checkpoint(folder: Path) -> Checkpoint:
-    """Load the checkpoint of a run that has ended.
-
-    Raises:
-        TrainerError: no checkpoint, or training has not ended.
-    """
-    checkpoint = load_checkpoint(folder)
-    if not checkpoint.is_finished():
-        raise TrainerError(
-            f"{folder}: training has done {checkpoint.epoch} of {checkpoint.recipe.schedule.epochs} epochs; "
-            "finish it with train --resume"
-        )
-    return checkpoint
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """Test pictures that go with a bundle for people to try: some that alpha rescues, some that it spoils, some steady."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from service.bundle import SAMPLES_FILE
+from trainer.checkpoint import finished_checkpoint
 from trainer.config import Recipe
 from trainer.data import decode
+from trainer.errors import TrainerError, writing
 from trainer.inference import Branches
 from trainer.table import Table
 
@@ -20,6 +25,31 @@ def write_showcase(table: Table, branches: Branches, recipe: Recipe, alpha: floa
     rows = choose_showcase(branches, alpha)
     images = np.stack([decode(table, int(row), recipe.input) for row in rows])
     np.savez_compressed(file, images=images, labels=branches.labels[rows])
+
+
+def write_pictures(run: Path, output: Path, *, count: int) -> list[Path]:
+    """Write a finished run's showcase as PNG files, named by the true class.
+
+    Raises:
+        TrainerError: a run that has not ended or was not evaluated, or a folder that cannot be written.
+    """
+    names = finished_checkpoint(run).class_names
+    images, labels = _read_showcase(run / SAMPLES_FILE)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        files = []
+        for number, (image, label) in enumerate(zip(images[:count], labels, strict=False)):
+            files.append(output / f"{number}-{re.sub('[^A-Za-z0-9]+', '-', names[label])}.png")
+            Image.fromarray(image).save(files[-1])
+    return files
+
+
+def _read_showcase(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    try:
+        with file.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
+            return arrays["images"], arrays["labels"]
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainerError(f"{file}: cannot be read ({error}); run evaluate {file.parent}") from error
 
 
 def choose_showcase(branches: Branches, alpha: float) -> NDArray[np.int64]:

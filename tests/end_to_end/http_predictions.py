@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from trainer.checkpoint import finished_checkpoint
 from trainer.data import Pixels, decode, load_splits
 from trainer.inference import Branches, branches_of, extract_features
-from trainer.runs import finished_checkpoint, restore_model, with_data
+from trainer.runs import restore_model, with_data
 
 IMAGES_PER_REQUEST = 16
 

@@ -119,7 +119,7 @@ def test_train_evaluate_and_samples_from_a_folder(command: Command, tmp_path: Pa
     assert command("evaluate", run, "--alpha", "nan")[0] == 1
     status, said = command("samples", run, "--output", tmp_path / "samples", "--count", "2")
     assert status == 0, said
-    assert len(list((tmp_path / "samples").glob("class-*.png"))) == 2
+    assert len(list((tmp_path / "samples").glob("*-class-*.png"))) == 2
 
 
 def test_an_interrupted_training_keeps_its_checkpoint_and_says_how_to_go_on(command: Command, tmp_path: Path) -> None:

@@ -8,24 +8,23 @@ import pytest
 import torch
 from PIL import Image
 
+from service.bundle import SAMPLES_FILE
 from service.tradeoff import AccuracyCurve
 from tests.trainer.tiny import folder_recipe, png, tiny_recipe, write_image_folder
-from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.checkpoint import finished_checkpoint, load_checkpoint, save_checkpoint
 from trainer.config import load_recipe
 from trainer.data import load_splits
 from trainer.errors import TrainerError
 from trainer.evaluate import expected_calibration_error
-from trainer.inference import Branches
 from trainer.runs import (
     DIRECTIONS,
     direction_of,
     evaluate_run,
-    finished_checkpoint,
     read_evaluation,
     restore_model,
     train_run,
 )
-from trainer.samples import choose_samples, write_samples
+from trainer.showcase import write_pictures
 
 
 def train(recipe_settings: tuple[str, ...], pictures: Path, folder: Path) -> Path:
@@ -166,40 +165,32 @@ def test_a_broken_test_picture_costs_no_training(tmp_path: Path) -> None:
     broken.write_bytes(png(0)[:-30])
     with pytest.raises(TrainerError, match=f"^{broken}: cannot be read"):
         train((), folder, tmp_path / "run")
-    broken.write_bytes(png(0))
-    train_run(folder_recipe(folder), tmp_path / "run", device_name="cpu", resume=True)
-    assert finished_checkpoint(tmp_path / "run").is_finished(), "what was trained is not lost"
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists(), "it shows before training begins"
 
 
-def make_branches(plain: list[int], far: list[int], labels: list[int]) -> Branches:
-    factual, counterfactual = np.zeros((2, len(labels), 3), np.float32)
-    rows = np.arange(len(labels))
-    factual[rows, plain] = 1
-    counterfactual[rows, plain] = [0 if one == other else 1 for one, other in zip(plain, far, strict=True)]
-    factual[rows, far] += 0.5
-    return Branches(factual, counterfactual, np.ones((len(labels), 2), np.float32), np.array(labels))
-
-
-def test_samples_begin_with_those_that_a_higher_alpha_sets_right() -> None:
-    branches = make_branches(plain=[0, 0, 1, 0, 2], far=[0, 1, 2, 1, 2], labels=[0, 0, 2, 1, 1])
-    assert choose_samples(branches, 3.0).tolist() == [2, 3, 1, 0, 4]
-
-
-def test_samples_are_the_test_pictures_as_png_named_by_class(finished_run: Path, tmp_path: Path) -> None:
-    files = write_samples(finished_run, tmp_path / "out", data=None, count=4)
+def test_samples_are_test_pictures_as_png_named_by_class(finished_run: Path, tmp_path: Path) -> None:
+    files = write_pictures(finished_run, tmp_path / "out", count=4)
     splits = load_splits(tiny_recipe())
+    pictures = [np.asarray(Image.open(splits.test.picture(row)[0]).convert("RGB")) for row in range(len(splits.test))]
     assert len(files) == len(set(files)) == 4
-    for file in files:
-        name, _, row = file.stem.rpartition("-")
-        assert name == splits.class_names[splits.test.labels[int(row)]].replace(" ", "-")
-        expected = np.asarray(Image.open(splits.test.picture(int(row))[0]).convert("RGB"))
-        assert (np.asarray(Image.open(file)) == expected).all()
+    for number, file in enumerate(files):
+        rows = [row for row, pixels in enumerate(pictures) if (np.asarray(Image.open(file)) == pixels).all()]
+        names = {f"{number}-{splits.class_names[splits.test.labels[row]].replace(' ', '-')}" for row in rows}
+        assert file.stem in names
+
+
+def test_samples_of_a_run_without_any_name_the_remedy(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / SAMPLES_FILE).unlink()
+    with pytest.raises(TrainerError, match="run evaluate"):
+        write_pictures(run, tmp_path / "out", count=1)
 
 
 def test_samples_go_nowhere_that_cannot_be_written(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainerError, match="cannot be written"):
-        write_samples(finished_run, tmp_path / "file", data=None, count=1)
+        write_pictures(finished_run, tmp_path / "file", count=1)
 
 
 def test_a_curve_in_the_report_is_that_of_the_file(finished_run: Path) -> None:

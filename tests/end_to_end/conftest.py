@@ -1,0 +1,63 @@
+"""What the tests from end to end share: a trained run, its bundle, and services on it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.deploy.prometheus import free_port, running, wait_until
+from tests.end_to_end.http_predictions import TestSplit, read_test_split
+
+
+def command(*words: str, **environment: str) -> str:
+    """Run a module as a user would, and return what it says."""
+    everything = {**os.environ, **environment}
+    done = subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, check=False, env=everything, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train the embedded digits for a few epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    command("trainer", "train", "digits_lt", "--set", "schedule.epochs=6", "--output", str(folder), "--device", "cpu")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def split(run: Path) -> TestSplit:
+    return read_test_split(run)
+
+
+@pytest.fixture(scope="session")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the run."""
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    command("trainer", "export", str(run), "--output", str(folder), "--no-fp16")
+    return folder
+
+
+@contextmanager
+def serving(bundle: Path, log: Path, **settings: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serve a bundle in a process of its own, until the end of the block; yields its address and the process."""
+    port = free_port()
+    serve = [sys.executable, "-m", "service", "serve", str(bundle), "--port", str(port), "--provider", "cpu"]
+    environment = {**os.environ, **{f"EVENKEEL_{name.upper()}": value for name, value in settings.items()}}
+    with running(serve, log, env=environment) as process:
+        address = f"http://127.0.0.1:{port}"
+        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 200, "the service is ready", seconds=60)
+        yield address, process
+
+
+@pytest.fixture(scope="session")
+def url(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(bundle, tmp_path_factory.mktemp("serving") / "service.log") as (address, _):
+        yield address
