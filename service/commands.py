@@ -92,11 +92,9 @@ def show(name: Name) -> None:
         for key in client.keys:
             end = "" if key.revoked_at is None else f", revoked {_time(key.revoked_at)}"
             console.print(f"key {key.id}, made {_time(key.created_at)}{end}")
-        table = Table("when", "who", "what", "from", "to")
         for change in policies.changes(name):
-            states = (json.dumps(state) if state is not None else "" for state in (change.before, change.after))
-            table.add_row(_time(change.at), change.who, change.what, *states)
-        console.print(table)
+            states = " -> ".join(json.dumps(state) for state in (change.before, change.after) if state is not None)
+            console.print(f"{_time(change.at)}  {change.what} by {change.who}: {states}", markup=False)
 
 
 @clients.command("set")
