@@ -27,6 +27,7 @@ from service.routes.context import Service
 from service.settings import Settings
 from service.telemetry import log_to_stderr
 from service.tracing import TracingUnavailable
+from service.triton import write_triton_model
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 cli.add_typer(commands.clients, name="clients")
@@ -67,6 +68,21 @@ def serve(  # noqa: PLR0917 - typer needs them so
     except (BundleError, ProviderUnavailable, TracingUnavailable) as error:
         _refuse(str(error))
     _run(app, settings)
+
+
+@cli.command()
+def triton(
+    bundle: Annotated[Path, typer.Argument(help="the folder that `export` wrote")],
+    repository: Annotated[Path, typer.Argument(help="Triton's model repository; made if need be")],
+    max_batch_size: Annotated[int, typer.Option(min=1, help="the largest batch that Triton may form")] = 32,
+) -> None:
+    """Write a bundle's model into a model repository of NVIDIA Triton."""
+    try:
+        folder = write_triton_model(read_bundle(bundle), repository, max_batch_size=max_batch_size)
+    except BundleError as error:
+        typer.echo(f"evenkeel writes nothing: {error}", err=True)
+        sys.exit(2)
+    typer.echo(f"{folder} is written. Serve it: tritonserver --model-repository={repository}")
 
 
 def _load(path: Path, settings: Settings, version: str) -> Loaded | None:
