@@ -1,0 +1,69 @@
+"""Requests made from the OpenAPI document, right ones and wrong ones, against a real socket; bounded.
+
+For longer by hand: EVENKEEL_FUZZ_EXAMPLES=2000 python -m pytest tests/service/test_openapi_fuzz.py
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import schemathesis
+import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service.fakes import FakeModel
+from tests.service.test_process import free_port
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+EXAMPLES = int(os.environ.get("EVENKEEL_FUZZ_EXAMPLES", "10"))
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+DOCUMENT = schemathesis.openapi.from_dict(create_app(Settings(), FakeModel()).openapi())
+OPERATIONS = {operation.ok().label: operation.ok() for operation in DOCUMENT.get_all_operations()}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port, database = free_port(), tmp_path_factory.mktemp("fuzz") / "x.sqlite"
+    app = create_app(Settings(database_url=f"sqlite:///{database}", request_timeout=2), FakeModel())
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_no_request_gets_what_the_document_does_not_say(address: str, label: str, mode: GenerationMode) -> None:
+    try:
+        cases = OPERATIONS[label].as_strategy(generation_mode=mode)
+    except Unsatisfiable:
+        return  # nothing can be wrong about it
+
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(case=cases)
+    def ask(case: Any) -> None:
+        case.call_and_validate(base_url=address, checks=CHECKS, timeout=20)
+
+    with suppress(Unsatisfiable):
+        ask()
