@@ -102,7 +102,7 @@ function winnerLabels(parts, { x, classes }) {
 /** The names of the lines that never win, at whichever end they are higher, as far as they do not collide. */
 function endLabels({ contenders, parts, at, low, high, classes }) {
   const winners = new Set(parts.map(({ winner }) => winner));
-  const taken = { start: [], end: [] };
+  const taken = { start: [at(parts[0].winner, low)[1]], end: [at(parts.at(-1).winner, high)[1]] };
   const labels = [];
   for (const index of contenders) {
     if (winners.has(index)) continue;

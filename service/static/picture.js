@@ -60,7 +60,10 @@ export function showPicture(blob, { name, truth }) {
   shown = URL.createObjectURL(blob);
   const preview = document.getElementById('preview');
   preview.onload = () => preview.classList.toggle('tiny', preview.naturalWidth < 80);
-  preview.onerror = () => preview.toggleAttribute('hidden', true);
+  preview.onerror = () => {
+    preview.hidden = true;
+    document.getElementById('no-preview').hidden = false;
+  };
   preview.src = shown;
   preview.alt = `The picture ${name}`;
   preview.hidden = false;
