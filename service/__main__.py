@@ -110,12 +110,16 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._reloader = reloader
+        self._had_terminal = _has_terminal()
         self._hung_up = False
         self._closes_at: float | None = None
 
     def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
-        """Have the bundle read again, on the event loop."""
-        self._hung_up = True
+        """Have the bundle read again, on the event loop; end if it is the terminal that was closed."""
+        if self._had_terminal and not _has_terminal():
+            self.handle_exit(signal.SIGTERM, frame)
+        else:
+            self._hung_up = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the shutdown; a second signal shortens the wait, a further SIGINT ends it."""
@@ -158,6 +162,14 @@ def _setting_problem(location: tuple[int | str, ...], message: str) -> str:
     name = "_".join(str(part) for part in location)
     prefix = f"EVENKEEL_{name.upper()}: " if name else ""
     return prefix + message.removeprefix("Value error, ")
+
+
+def _has_terminal() -> bool:
+    try:
+        with Path("/dev/tty").open("rb", buffering=0):
+            return True
+    except OSError:
+        return False
 
 
 def _refuse(reason: str) -> NoReturn:

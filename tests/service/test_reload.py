@@ -1,9 +1,15 @@
 """A new bundle while requests go on: the reloader by itself, the app with a fake model, the process with SIGHUP."""
 
 import asyncio
+import fcntl
 import http.client
+import os
+import pty
 import shutil
 import signal
+import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -147,9 +153,10 @@ def test_sighup_under_load_loses_no_request_and_a_bad_bundle_is_refused(tmp_path
         connection.close()
 
     with running(tmp_path / "tiny", tmp_path / "log") as service:
-        threads = [threading.Thread(target=load, args=(service,)) for _ in range(3)]
+        threads = [threading.Thread(target=load, args=(service,), daemon=True) for _ in range(3)]
         for thread in threads:
             thread.start()
+        wait_until(lambda: len(seen) > 10)
         second = write_tiny_bundle(tmp_path / "tiny", parity=tiny_parity(5)).manifest.version
         service.process.send_signal(signal.SIGHUP)
         wait_until(lambda: seen[-1][1] == second)
@@ -176,3 +183,26 @@ def test_a_watched_link_that_points_elsewhere_is_followed(tmp_path: Path) -> Non
         (tmp_path / "next").symlink_to("b")
         (tmp_path / "next").replace(tmp_path / "current")
         wait_until(lambda: served_version(service) == second)
+
+
+def test_closing_the_terminal_ends_the_service(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "tiny")
+    master, slave = pty.openpty()
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", "serve", str(tmp_path / "tiny"), "--port", "0", "--provider", "cpu"],
+            stdin=slave,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no thread of ours is in it
+        )
+    os.close(slave)
+    try:
+        wait_until(lambda: "Uvicorn running on" in (tmp_path / "log").read_text(), 60)
+        process.send_signal(signal.SIGHUP)  # from elsewhere: the terminal is still there
+        wait_until(lambda: "the bundle is still" in (tmp_path / "log").read_text())
+        os.close(master)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
