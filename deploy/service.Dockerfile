@@ -3,7 +3,7 @@
 # With the CUDA and cuDNN libraries, from onnxruntime-gpu's own extras:
 #   docker build -f deploy/service.Dockerfile --build-arg EXTRAS="service gpu" -t evenkeel-service:gpu .
 # Run, with the root read-only:
-#   docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 -v "$PWD/bundles:/bundles:ro" \
+#   docker run --rm --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 -v "$PWD/bundles:/bundles:ro" -v evenkeel:/state \
 #     evenkeel-service serve /bundles/digits_lt
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
@@ -30,14 +30,18 @@ ENV PATH=/opt/evenkeel/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     EVENKEEL_HOST=0.0.0.0 \
     EVENKEEL_PORT=8000 \
+    EVENKEEL_DATABASE_URL=sqlite:////state/evenkeel.sqlite \
     # What NVIDIA's container runtime hands in; without that runtime the two mean nothing.
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=build /opt/evenkeel /opt/evenkeel
 COPY --from=build /app /app
 WORKDIR /app
-# A number, because Kubernetes' runAsNonRoot cannot resolve a name. Nothing in the image belongs to it: a process that is
-# taken over cannot change the code.
+# Policies, kept predictions and labels: mount a volume here, or name a PostgreSQL. Without either, on a read-only root,
+# nothing is kept, and the log says so.
+RUN install -d -o 10001 -g 10001 -m 700 /state
+# A number, because Kubernetes' runAsNonRoot cannot resolve a name. Nothing else in the image belongs to it: a process
+# that is taken over cannot change the code.
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
