@@ -223,7 +223,7 @@ def _read_manifest(directory: Path) -> Manifest:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise BundleError(f"{directory} holds no {MANIFEST_FILE}; give the folder that `export` wrote") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: brackets nested without end
         raise BundleError(f"{path} cannot be read as JSON: {error}; export the bundle again") from error
     return _validated(content, str(path))
 
@@ -260,16 +260,27 @@ def _refuse_missing_and_extra(directory: Path, expected: set[str]) -> None:
 
 def _verify_file(directory: Path, name: str, expected: str) -> None:
     path = directory / name
-    if not path.resolve().is_relative_to(directory.resolve()):
-        raise BundleError(f"{path} is a link that leaves the bundle, to {path.resolve()}; put the file itself there")
-    if not path.is_file():
-        raise BundleError(f"{path} is not a file; copy or export the bundle again")
-    actual = _hash(path)
+    _refuse_strange_file(directory, path)
+    try:
+        actual = _hash(path)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}; copy or export the bundle again") from error
     if actual != expected:
         raise BundleError(
             f"{path} has SHA-256 {actual}, and the manifest says {expected}: the file was changed or damaged; "
             "copy or export the bundle again"
         )
+
+
+def _refuse_strange_file(directory: Path, path: Path) -> None:
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: what Python before 3.13 makes of a loop
+        raise BundleError(f"{path} is a link that leads nowhere: {error}; put the file itself there") from error
+    if not target.is_relative_to(directory.resolve()):
+        raise BundleError(f"{path} is a link that leaves the bundle, to {target}; put the file itself there")
+    if not path.is_file():
+        raise BundleError(f"{path} is not a file; copy or export the bundle again")
 
 
 def _hash(path: Path) -> str:

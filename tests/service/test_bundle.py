@@ -107,6 +107,14 @@ def test_a_link_that_leaves_the_folder_is_refused(paper_bundle: Bundle) -> None:
         read_bundle(paper_bundle.path)
 
 
+def test_a_link_to_itself_is_refused(paper_bundle: Bundle) -> None:
+    model = paper_bundle.path / "model.onnx"
+    model.unlink()
+    model.symlink_to(model.name)
+    with pytest.raises(BundleError, match=r"model\.onnx is (a link that leads nowhere|not a file).*; \w+"):
+        read_bundle(paper_bundle.path)
+
+
 def test_a_newer_schema_is_refused_before_anything_else(paper_bundle: Bundle, edit_manifest: Edit) -> None:
     edit_manifest(paper_bundle, lambda content: content.update(schema_version=2, wonders=True))
     with pytest.raises(BundleError, match=r"schema_version is 2, and this release reads up to 1; upgrade evenkeel"):
@@ -132,7 +140,7 @@ def test_a_manifest_off_the_schema_is_refused_by_field(
         read_bundle(paper_bundle.path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null", b"7"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null", b"7", pytest.param(b"[" * 100_000, id="nested")])
 def test_a_manifest_that_is_no_object_is_refused(content: bytes, paper_bundle: Bundle) -> None:
     (paper_bundle.path / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"manifest\.json"):
