@@ -219,10 +219,11 @@ def _read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST_FILE
     if not directory.is_dir():
         raise BundleError(f"{directory} is no folder; give the folder that `export` wrote")
+    if not path.exists() and not path.is_symlink():
+        raise BundleError(f"{directory} holds no {MANIFEST_FILE}; give the folder that `export` wrote")
+    _refuse_strange_file(directory, path)
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise BundleError(f"{directory} holds no {MANIFEST_FILE}; give the folder that `export` wrote") from error
     except (OSError, ValueError, RecursionError) as error:  # the last: brackets nested without end
         raise BundleError(f"{path} cannot be read as JSON: {error}; export the bundle again") from error
     return _validated(content, str(path))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -58,6 +58,13 @@ def _single_line(text: str) -> str:
     if text != text.strip() or not text.isprintable():
         raise ValueError(f"a name is printable text without space around it, got {text!r}; clean the name")
     return text
+
+
+def _an_integer(number: object) -> object:
+    """Refuse what only equals one, as true and 1.0 do."""
+    if type(number) is not int:
+        raise ValueError("Input should be an integer; export the bundle again")
+    return number
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -224,7 +231,7 @@ class ManifestDraft(_Strict):
 class Manifest(ManifestDraft):
     """The whole `manifest.json`. `version` is a hash of everything else, the files' hashes among it."""
 
-    schema_version: Literal[1]
+    schema_version: Annotated[Literal[1], BeforeValidator(_an_integer)]
     version: str = Field(pattern=r"^[0-9a-f]{16}$")
     models: tuple[ModelFile, ...]
     files: tuple[HashedFile, ...]

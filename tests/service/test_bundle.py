@@ -98,20 +98,22 @@ def test_a_changed_file_is_named_with_both_hashes(paper_bundle: Bundle) -> None:
         read_bundle(paper_bundle.path)
 
 
-def test_a_link_that_leaves_the_folder_is_refused(paper_bundle: Bundle) -> None:
-    model = paper_bundle.path / "model.onnx"
-    elsewhere = paper_bundle.path.parent / "elsewhere.onnx"
-    model.rename(elsewhere)
-    model.symlink_to(elsewhere)
-    with pytest.raises(BundleError, match=r"is a link that leaves the bundle"):
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json"])
+def test_a_link_that_leaves_the_folder_is_refused(name: str, paper_bundle: Bundle) -> None:
+    file = paper_bundle.path / name
+    elsewhere = paper_bundle.path.parent / "elsewhere"
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    with pytest.raises(BundleError, match=rf"{name} is a link that leaves the bundle"):
         read_bundle(paper_bundle.path)
 
 
-def test_a_link_to_itself_is_refused(paper_bundle: Bundle) -> None:
-    model = paper_bundle.path / "model.onnx"
-    model.unlink()
-    model.symlink_to(model.name)
-    with pytest.raises(BundleError, match=r"model\.onnx is (a link that leads nowhere|not a file).*; \w+"):
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json"])
+def test_a_link_to_itself_is_refused(name: str, paper_bundle: Bundle) -> None:
+    file = paper_bundle.path / name
+    file.unlink()
+    file.symlink_to(name)
+    with pytest.raises(BundleError, match=rf"{name} is (a link that leads nowhere|not a file).*; \w+"):
         read_bundle(paper_bundle.path)
 
 
@@ -128,6 +130,8 @@ def test_a_newer_schema_is_refused_before_anything_else(paper_bundle: Bundle, ed
         (lambda content: content.update(version="0" * 16), "the manifest was edited or damaged"),
         (lambda content: content.update(name="other"), "the manifest was edited or damaged"),
         (lambda content: content["models"][0].update(path="../model.onnx"), r"models\.0\.path"),
+        (lambda content: content.update(schema_version=True), r"schema_version: .*integer.* \(got True\)"),
+        (lambda content: content.update(schema_version=1.0), r"schema_version: .*integer.* \(got 1\.0\)"),
         (lambda content: content.pop("tde"), "tde: Field required"),
         (lambda content: content.update(surprise=1), r"surprise: Extra inputs are not permitted \(got 1\)"),
     ],
@@ -140,7 +144,9 @@ def test_a_manifest_off_the_schema_is_refused_by_field(
         read_bundle(paper_bundle.path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"null", b"7", pytest.param(b"[" * 100_000, id="nested")])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff", b"null", b"7", pytest.param(b"[" * 100_000, id="nested")]
+)
 def test_a_manifest_that_is_no_object_is_refused(content: bytes, paper_bundle: Bundle) -> None:
     (paper_bundle.path / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"manifest\.json"):
