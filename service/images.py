@@ -36,6 +36,10 @@ _ANIMATED_FORMATS = ("PNG", "WEBP")
 class ImageDecoder:
     """Decodes, resizes and crops; small pictures at once, large ones in threads.
 
+    Pillow's own limit on pixels is taken off, for the whole process: it knows nothing of `max_pixels`. That is safe,
+    as every header is held against `max_pixels` before anything is decoded; of a WebP even before Pillow opens it,
+    which makes room for all its pixels. Pillow's limits on compressed text and colour profiles stay.
+
     Args:
         spec: the model's input.
         max_pixels: most pixels of a picture, as its header states them and as it is resized.
@@ -46,6 +50,7 @@ class ImageDecoder:
         self._spec = spec
         self._max_pixels = max_pixels
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        Image.MAX_IMAGE_PIXELS = None
 
     async def decode(self, data: bytes, *, field: str) -> Pixels:
         """Return the model's pixels, uint8 [H, W, 3].
@@ -72,10 +77,10 @@ class ImageDecoder:
         """Read the header and refuse by it."""
         if not data:
             raise InvalidImage("The picture is empty.", field=field, remedy="Send the bytes of a picture.")
+        if canvas := _webp_canvas(data):
+            self._refuse_by_size(*canvas, field)
         try:
             image = Image.open(BytesIO(data), formats=FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise self._too_large(str(error), field) from error
         except Exception as error:  # whatever a parser of foreign bytes comes up with
             raise _broken(error, field) from error
         self._refuse_by_header(image, field)
@@ -83,8 +88,7 @@ class ImageDecoder:
 
     def _refuse_by_header(self, image: Image.Image, field: str) -> None:
         width, height = image.size
-        if width * height > self._max_pixels:
-            raise self._too_large(f"{width}x{height}", field)
+        self._refuse_by_size(width, height, field)
         if image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False):
             raise InvalidImage("The picture is an animation.", field=field, remedy="Send one still picture.")
         (resized_width, resized_height), _ = self._spec.geometry(width, height)
@@ -95,6 +99,16 @@ class ImageDecoder:
                 field=field,
                 value=f"{width}x{height}",
                 remedy="Crop it to more usual proportions.",
+            )
+
+    def _refuse_by_size(self, width: int, height: int, field: str) -> None:
+        if width * height > self._max_pixels:
+            raise ImageTooLarge(
+                f"The picture has more than {self._max_pixels} pixels.",
+                field=field,
+                value=f"{width}x{height}",
+                remedy="Send a smaller picture; the model looks at "
+                f"{self._spec.width}x{self._spec.height} pixels in the end.",
             )
 
     def _pixels(self, image: Image.Image, field: str) -> Pixels:
@@ -111,14 +125,23 @@ class ImageDecoder:
         # Half the time of np.asarray(picture), which asks the picture for the same bytes.
         return np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.height, picture.width, 3)
 
-    def _too_large(self, size: str, field: str) -> ImageTooLarge:
-        return ImageTooLarge(
-            f"The picture has more than {self._max_pixels} pixels.",
-            field=field,
-            value=size,
-            remedy="Send a smaller picture; the model looks at "
-            f"{self._spec.width}x{self._spec.height} pixels in the end.",
-        )
+
+def _webp_canvas(data: bytes) -> tuple[int, int] | None:
+    """Return width and height as the head of a WebP states them; None if it is no WebP."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return None
+
+    def number(start: int, length: int) -> int:
+        return int.from_bytes(data[start : start + length], "little")
+
+    match data[12:16]:
+        case b"VP8X":
+            return number(24, 3) + 1, number(27, 3) + 1
+        case b"VP8L":
+            return (number(21, 4) & 0x3FFF) + 1, (number(21, 4) >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            return number(26, 2) & 0x3FFF, number(28, 2) & 0x3FFF
+    return None
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@ import asyncio
 import io
 import struct
 import threading
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -149,18 +150,60 @@ async def test_a_truncated_picture_is_refused(decoder: ImageDecoder, kind: str) 
         await decoder.decode(data[: len(data) // 2], field="body")
 
 
-def png_that_claims(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
+
+def png_that_claims(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("size", [(1001, 1000), (100_000, 100_000), (10_000, 12_000), (2**31 - 1, 2**31 - 1)])
 async def test_too_many_pixels_are_refused_by_the_header(decoder: ImageDecoder, size: tuple[int, int]) -> None:
-    with pytest.raises(ImageTooLarge, match="more than 1000000 pixels"):
+    with pytest.raises(ImageTooLarge, match="more than 1000000 pixels") as refusal:
         await decoder.decode(png_that_claims(*size), field="body")
+    assert refusal.value.value == f"{size[0]}x{size[1]}"
+
+
+@pytest.mark.parametrize("size", [(9_000, 10_000), (20_000, 10_000), (30_000, 12_000)])
+async def test_the_limit_may_lie_above_pillows_own(size: tuple[int, int]) -> None:
+    decoder = ImageDecoder(spec(), max_pixels=400_000_000, threads=1)
+    with pytest.raises(InvalidImage, match="cannot be read"):  # past the header: there are no pixels behind it
+        await decoder.decode(png_that_claims(*size), field="body")
+    with pytest.raises(ImageTooLarge, match="more than 400000000 pixels"):
+        await decoder.decode(png_that_claims(20_001, 20_000), field="body")
+    decoder.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("RGB", {}), ("RGB", {"lossless": True}), ("RGB", {"icc_profile": b"profile"}), ("RGBA", {})],
+    ids=["VP8", "VP8L", "VP8X", "VP8X of transparency"],
+)
+async def test_a_webp_is_refused_before_room_is_made_for_it(
+    mode: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = ImageDecoder(spec(), max_pixels=39 * 52, threads=1)
+    assert (await decoder.decode(encoded(gradient(mode, (39, 52)), "WEBP", **options), field="body")).shape == (8, 8, 3)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(ImageTooLarge) as refusal:
+        await decoder.decode(encoded(gradient(mode, (40, 52)), "WEBP", **options), field="body")
+    assert refusal.value.value == "40x52"
+    decoder.close()
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+async def test_what_unpacks_to_far_more_beside_the_pixels_is_no_harm(decoder: ImageDecoder, kind: bytes) -> None:
+    bomb = chunk(kind, b"name\0\0" + zlib.compress(bytes(200 * 2**20)))
+    picture = encoded(gradient())
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidImage):
+            await decoder.decode(picture[:33] + bomb + picture[33:], field="body")
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 async def test_a_sliver_that_resizing_would_blow_up_is_refused() -> None:
