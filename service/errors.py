@@ -36,9 +36,9 @@ class ServiceError(Exception):
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.field = field
-        self.value = value[:_LONGEST_VALUE] if isinstance(value, str) else value
+        self.message = _encodable(message)
+        self.field = None if field is None else _encodable(field)
+        self.value = _shown(value)
         self.remedy = remedy
         self.retry_after = retry_after
 
@@ -51,6 +51,19 @@ class ServiceError(Exception):
             "value": self.value,
             "remedy": self.remedy,
         }
+
+
+def _encodable(text: str) -> str:
+    """Replace what UTF-8 cannot write, such as half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _shown(value: Value) -> Value:
+    if isinstance(value, str):
+        return _encodable(value[:_LONGEST_VALUE])
+    if isinstance(value, int) and value.bit_length() > 63:  # more than JSON's readers and writers take
+        return f"a whole number of {value.bit_length()} bits"
+    return value
 
 
 class InternalError(ServiceError):

@@ -80,8 +80,12 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
                 models=files,
                 files={PARITY_FILE: parity.to_bytes(), **_evaluated(folder)},
             )
+        except OSError as error:
+            raise TrainerError(
+                f"--output {target}: cannot be written ({error.strerror}); name another folder"
+            ) from error
         except (BundleError, ValueError) as error:
-            raise TrainerError(f"{target}: {error}") from error
+            raise TrainerError(str(error)) from error
     console.print(
         f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {target}; parity with PyTorch holds at "
         f"batch sizes {', '.join(map(str, PARITY_BATCH_SIZES))}. Serve it: python -m service serve {target}",

@@ -193,7 +193,19 @@ def _class_names(feature: ClassLabel | Value, tables: dict[str, Table]) -> list[
     # Every class needs a training image, so a label beyond their number is a fault and not a class.
     for table in tables.values():
         _check_labels(table, len(tables["train"]), f"{len(tables['train'])} training images make no more classes")
+        _refuse_gap(table, set(tables["train"].labels.tolist()))
     return [str(index) for index in range(max(int(table.labels.max()) for table in tables.values()) + 1)]
+
+
+def _refuse_gap(table: Table, trained: set[int]) -> None:
+    row = int(table.labels.argmax())
+    highest = int(table.labels[row])
+    missing = next((label for label in range(highest + 1) if label not in trained), None)
+    if missing is not None:
+        raise TrainerError(
+            f"{table.name_of(row)}: label {highest} is out of range or class {missing} is empty: no training image has "
+            f"label {missing}, and labels must run from 0 without a gap; mend the label, or add images of the class"
+        )
 
 
 def _check_names(names: list[str]) -> None:

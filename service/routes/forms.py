@@ -178,7 +178,7 @@ async def _multipart(request: Request, body: bytes, options: Options, rules: Rul
 
     try:
         form = await _InMemoryParser(request.headers, stream(), max_fields=100, max_part_size=1024).parse()
-    except (MultiPartException, FormParserError) as error:
+    except (MultiPartException, FormParserError, UnicodeError, LookupError) as error:
         raise InvalidBody(
             f"The multipart body cannot be read: {str(error).rstrip('.')}.",
             field="body",

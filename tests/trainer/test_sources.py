@@ -285,3 +285,9 @@ def test_the_cifar100_lt_files_hold_what_they_should() -> None:
     assert source.class_names[:2] == ["apple", "aquarium_fish"]
     assert set(np.bincount(source.test.labels)) == {100}
     assert picture_of(source.test, 9999).shape == (32, 32, 3)
+
+
+def test_a_gap_below_a_list_files_highest_label_names_its_picture(tmp_path: Path) -> None:
+    folder = write_lists(tmp_path, train="a.png 0\nb.png 1\nc.png 3\nd.png 0\n")
+    with pytest.raises(TrainerError, match=r"c\.png: label 3 is out of range or class 2 is empty"):
+        load_source(data_config(folder, lists=LISTS))

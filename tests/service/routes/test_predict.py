@@ -328,3 +328,22 @@ def test_predictions_are_counted(client: TestClient) -> None:
         "evenkeel_ready 1.0",
     ):
         assert line in text.splitlines(), line
+
+
+@pytest.mark.parametrize(("key", "value"), [("top_k", 2**70), ("zzz", 10**40)])
+def test_a_number_that_json_cannot_write_back_is_refused_all_the_same(
+    client: TestClient, key: str, value: int
+) -> None:
+    body = f'{{"images": [{{"data": "aa"}}], "{key}": {value}}}'
+    response = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
+    assert "bits" in str(error(response, 422, "invalid_parameter")["value"])
+
+
+@pytest.mark.parametrize("charset", ["unicode_escape", "punycode", "undefined", "no_such_charset"])
+def test_a_form_in_an_odd_charset_is_refused(client: TestClient, charset: str) -> None:
+    part = b'--XX\r\nContent-Disposition: form-data; name="%s"\r\n\r\n\\ud800\r\n--XX--\r\n'
+    for name in (b"alpha", b"\\ud800"):
+        content_type = f"multipart/form-data; boundary=XX; charset={charset}"
+        response = client.post("/predict", content=part % name, headers={"Content-Type": content_type})
+        assert response.status_code in {400, 422}, response.text
+        ErrorResponse.model_validate(response.json())

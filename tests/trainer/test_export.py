@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from trainer import export
+from trainer.checkpoint import finished_checkpoint
+from trainer.errors import TrainerError
+from trainer.export import export_run, run_onnx
+from trainer.graph import ServingGraph
+
+
+def test_the_bundle_holds_what_the_checkpoint_says(finished_run: Path, tmp_path: Path) -> None:
+    checkpoint = finished_checkpoint(finished_run)
+    manifest = export_run(finished_run, tmp_path / "bundle", direction="dataset_mean", fp16=False).manifest
+    assert [info.train_count for info in manifest.classes] == checkpoint.class_counts
+    assert manifest.alpha.default == checkpoint.alphas["dataset_mean"].value
+    assert manifest.tde.direction == "dataset_mean"
+    assert [model.precision for model in manifest.models] == ["fp32"]
+
+
+def test_both_precisions_give_the_samples_outputs_at_any_batch_size(finished_run: Path, tmp_path: Path) -> None:
+    bundle = export_run(finished_run, tmp_path / "bundle", direction="ema", fp16=True)
+    parity = bundle.parity()
+    for precision, tolerance in (("fp32", 5e-4), ("fp16", 2e-2)):
+        session = ort.InferenceSession(str(bundle.model_path(precision)), providers=["CPUExecutionProvider"])
+        whole = run_onnx(session, parity)
+        assert max(parity.gaps(whole).values()) <= tolerance
+        assert whole["feature_map"].ndim == 4
+
+
+def test_the_graph_tells_nothing_of_the_machine_that_made_it(finished_run: Path, tmp_path: Path) -> None:
+    bundle = export_run(finished_run, tmp_path / "bundle", direction="ema", fp16=False)
+    model = onnx.load(bundle.path / "model.onnx")
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert str(Path(__file__).parents[2]).encode() not in (bundle.path / "model.onnx").read_bytes()
+
+
+def test_a_graph_that_differs_from_pytorch_makes_no_bundle(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = export.serving_graph
+    calls: list[ServingGraph] = []
+
+    def wrong(*arguments: object, **options: object) -> ServingGraph:
+        graph = right(*arguments, **options)
+        calls.append(graph)
+        if len(calls) > 1:  # the first one computes what is expected
+            graph.log_class_share += 0.1
+        return graph
+
+    monkeypatch.setattr(export, "serving_graph", wrong)
+    with pytest.raises(TrainerError, match="parity of fp32 missed: logits"):
+        export_run(finished_run, tmp_path / "bundle", direction="ema", fp16=False)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_what_cannot_be_exported_is_said(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match="--direction 'up': must be one of ema, dataset_mean"):
+        export_run(finished_run, tmp_path / "bundle", direction="up", fp16=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainerError, match="cannot be written"):
+        export_run(finished_run, tmp_path / "file" / "bundle", direction="ema", fp16=False)
+    with pytest.raises(TrainerError, match="it is no bundle"):
+        export_run(finished_run, finished_run, direction="ema", fp16=False)
+    assert np.load(finished_run / "tradeoff.npz")["overall"].size, "the run is as it was"
