@@ -19,8 +19,18 @@ def plot_tradeoff(evaluation: Evaluation, default_alpha: float, title: str, file
     edges = [curve.low, *curve.breakpoints, curve.high]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for group, values in curve.by_group.items():
-        axes.stairs(100 * values, edges, baseline=None, color=COLORS[group], label=f"{group}-shot classes", lw=1.5)
-    axes.stairs(100 * curve.overall, edges, baseline=None, color="black", label="all classes", lw=2.5)
+        axes.stairs(
+            100 * values,
+            edges,
+            baseline=None,
+            color=COLORS[group],
+            label=f"{group}-shot classes",
+            lw=1.5,
+            joinstyle="round",
+        )
+    axes.stairs(
+        100 * curve.overall, edges, baseline=None, color="black", label="all classes", lw=2.5, joinstyle="round"
+    )
     for alpha, name in ((0.0, "plain"), (default_alpha, "default")):
         if not curve.low <= alpha <= curve.high:
             continue
