@@ -331,9 +331,7 @@ def test_predictions_are_counted(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("top_k", 2**70), ("zzz", 10**40)])
-def test_a_number_that_json_cannot_write_back_is_refused_all_the_same(
-    client: TestClient, key: str, value: int
-) -> None:
+def test_a_number_that_json_cannot_write_back_is_refused_all_the_same(client: TestClient, key: str, value: int) -> None:
     body = f'{{"images": [{{"data": "aa"}}], "{key}": {value}}}'
     response = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
     assert "bits" in str(error(response, 422, "invalid_parameter")["value"])
