@@ -5,6 +5,7 @@ turns readiness off, then waits, then closes the door, answers what was accepted
 """
 
 import signal
+import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from service.app import create_app
 from service.bundle import BundleError, read_bundle
 from service.exhibits import Exhibits
 from service.front_door import FrontDoor
+from service.listening import CannotListen, bind, listen
 from service.model import OnnxModel, ProviderUnavailable
 from service.reload import Loaded, Reloader
 from service.routes.context import Service
@@ -59,15 +61,17 @@ def serve(  # noqa: PLR0917 - typer needs them so
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         log_to_stderr(settings.log_level, settings.log_format)
+        sockets = bind(settings.host, settings.port)
         load = partial(_load, bundle, settings)
         loaded = load("")
         assert loaded is not None, "no bundle has an empty version"
         app = create_app(settings, loaded.model, loaded.exhibits, load=load, bundle=bundle)
+        listen(sockets, settings.host, settings.port)
     except ValidationError as error:
         _refuse("; ".join(_setting_problem(problem["loc"], problem["msg"]) for problem in error.errors()))
-    except (BundleError, ProviderUnavailable, TracingUnavailable) as error:
+    except (CannotListen, BundleError, ProviderUnavailable, TracingUnavailable) as error:
         _refuse(str(error))
-    _run(app, settings)
+    _run(app, settings, sockets)
 
 
 @cli.command()
@@ -87,7 +91,10 @@ def triton(
 
 def _load(path: Path, settings: Settings, version: str) -> Loaded | None:
     """Read the bundle, and load its model unless it is the version given."""
-    folder = path.resolve()  # what a link points to, in one piece
+    try:
+        folder = path.resolve()  # what a link points to, in one piece
+    except (OSError, RuntimeError) as error:  # RuntimeError: what Python before 3.13 makes of a loop
+        raise BundleError(f"{path} is a link that leads nowhere: {error}; give the folder itself") from error
     intact = read_bundle(folder)
     if intact.manifest.version == version:
         return None
@@ -113,6 +120,12 @@ class DrainingServer(uvicorn.Server):
         self._had_terminal = _has_terminal()
         self._hung_up = False
         self._closes_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say where, as uvicorn does for sockets of its own only."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            self._log_started_message(sockets)
 
     def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
         """Have the bundle read again, on the event loop; end if it is the terminal that was closed."""
@@ -141,7 +154,7 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def _run(app: FrontDoor, settings: Settings) -> None:
+def _run(app: FrontDoor, settings: Settings, sockets: list[socket.socket]) -> None:
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -155,7 +168,7 @@ def _run(app: FrontDoor, settings: Settings) -> None:
     server = DrainingServer(config, app.state.service, app.reloader)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, server.handle_hangup)
-    server.run()
+    server.run(sockets)
 
 
 def _setting_problem(location: tuple[int | str, ...], message: str) -> str:

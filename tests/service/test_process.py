@@ -1,5 +1,6 @@
 """The service as its operators know it: a process with a port and signals."""
 
+import errno
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from service.listening import CannotListen, bind
 from tests.service.fakes import picture
 from tests.service.tiny_model import write_tiny_bundle
 
@@ -214,10 +216,79 @@ def test_cuda_without_a_gpu_is_refused_with_the_reason(bundle: Path) -> None:
     assert "or ask for cpu" in result.stderr
 
 
-def test_a_port_in_use_is_an_error(bundle: Path) -> None:
+def refusal(*arguments: str) -> str:
+    result = start(*arguments)
+    assert result.returncode == 2, result.stderr
+    line, end = result.stderr.split("\n")
+    assert end == ""
+    return line.removeprefix("evenkeel does not start: ")
+
+
+def test_a_port_in_use_is_refused_before_the_bundle_is_read() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        result = start(str(bundle), "--port", str(taken.getsockname()[1]))
-    assert result.returncode != 0
-    assert "address already in use" in result.stderr
+        port = taken.getsockname()[1]
+        expected = f"port {port} on 127.0.0.1 is in use; give --port or set EVENKEEL_PORT"
+        assert refusal("nowhere", "--port", str(port)) == expected
+
+
+def test_a_port_that_another_listens_on_meanwhile_is_refused(bundle: Path) -> None:
+    script = """
+import socket, sys
+from service import __main__ as program
+
+rival, load = socket.socket(), program._load
+rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+rival.bind(("127.0.0.1", 0))
+program._load = lambda *arguments: rival.listen() or load(*arguments)
+sys.argv[1:] = ["serve", sys.argv[1], "--provider", "cpu", "--port", str(rival.getsockname()[1])]
+program.main()
+"""
+    command = [sys.executable, "-c", script, str(bundle)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "is in use; give --port or set EVENKEEL_PORT" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "two..dots"])
+def test_an_address_that_is_not_ours_is_refused(host: str) -> None:
+    reason = refusal("nowhere", "--host", host)
+    assert reason.startswith(f"{host} cannot be listened on: ")
+    assert reason.endswith("; give --host or set EVENKEEL_HOST")
+
+
+def test_of_a_hosts_addresses_those_of_this_machine_are_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("192.0.2.1", "127.0.0.1")]
+    monkeypatch.setattr("service.listening.socket.getaddrinfo", lambda *_, **__: found)
+    (bound,) = bind("a-host", 0)
+    assert bound.getsockname()[0] == "127.0.0.1"
+    bound.close()
+
+
+def test_a_port_that_is_not_allowed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bound(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("service.listening.socket.socket.bind", bound)
+    with pytest.raises(CannotListen, match=r"port 80 on 127\.0\.0\.1 is not allowed to this user; give --port"):
+        bind("127.0.0.1", 80)
+
+
+def test_the_log_names_the_port_that_the_system_chose(bundle: Path) -> None:
+    command = [sys.executable, "-m", "service", "serve", str(bundle), "--port", "0", "--provider", "cpu"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            line = next(line for line in process.stderr if "Uvicorn running on" in line)
+            port = int(line.split("http://127.0.0.1:")[1].split()[0])
+            with socket.create_connection(("127.0.0.1", port), timeout=10):
+                pass
+        finally:
+            process.kill()
+
+
+def test_a_bundle_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop is a" in refusal(str(tmp_path / "loop"), "--port", "0")
