@@ -45,6 +45,8 @@ class Checkpoint:
         epoch: whole epochs done.
         model: the classifier's state, its momentum direction included.
         optimizer: momentum buffers by parameter name.
+        average: the moving average of the weights while training goes on, where the recipe asks for one; at the end it
+            becomes ``model``.
         history: a record per epoch.
         seconds: training time so far.
         alphas: the chosen default alpha for each direction (``ema``, ``dataset_mean``), once training has ended.
@@ -60,6 +62,7 @@ class Checkpoint:
     epoch: int
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
     history: list[EpochRecord] = field(default_factory=list)
     seconds: float = 0.0
     alphas: dict[str, AlphaChoice] = field(default_factory=dict)
@@ -80,6 +83,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     """
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in checkpoint.average.items()}
     extra = {"dataset_mean": checkpoint.dataset_mean, "sample_images": checkpoint.sample_images}
     tensors |= {name: tensor for name, tensor in extra.items() if tensor is not None}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -170,6 +174,7 @@ def _restore(state: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
         **state,
         model=part("model."),
         optimizer=part("optimizer."),
+        average=part("average."),
         dataset_mean=tensors.get("dataset_mean"),
         sample_images=tensors.get("sample_images"),
     )

@@ -20,6 +20,7 @@ from trainer.errors import TrainerError
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+UpToOne = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 # What the parser raises: dates and numbers that cannot be (2026-13-01) come as ValueError.
@@ -80,6 +81,14 @@ class AugmentConfig(Section):
     random_resized_crop: bool = False
     horizontal_flip: bool = False
     color_jitter: NonNegative = Field(0, description="strength of brightness, contrast and saturation changes")
+    policy: Literal["none", "auto", "rand", "trivial"] = Field(
+        "none", description="drawn changes: AutoAugment's CIFAR-10 policy, RandAugment (2 of level 9), TrivialAugment"
+    )
+    cutout: int = Field(0, ge=0, le=4096, description="side of a square of the mean colour, put anywhere")
+    mixup: NonNegative = Field(0, description="a of Beta(a, a): how two pictures and their losses are mixed")
+    cutmix: NonNegative = Field(0, description="a of Beta(a, a): how much of a picture stays beside a box of another")
+    mixing_probability: UpToOne = Field(1, description="share of batches that are mixed, by mixup or cutmix in turn")
+    mixing_until: UpToOne = Field(1, description="share of the epochs after which nothing is mixed any more")
 
 
 class BackboneConfig(Section):
@@ -90,14 +99,30 @@ class BackboneConfig(Section):
 
 
 class HeadConfig(Section):
-    """The de-confounded classifier and its momentum direction."""
+    """The classifier and its momentum direction; what tau, gamma and num_heads mean, its file says."""
 
+    classifier: Literal["deconfounded", "linear", "cosine", "capsule"] = "deconfounded"
     num_heads: int = Field(2, ge=1, le=2**16)
     tau: Positive = 16.0
     gamma: NonNegative = 1 / 32
     momentum_decay: Annotated[float, Field(ge=0, le=1)] | Literal["coupled"] = Field(
         0.9, description="mu; coupled: 1 - 0.1 * min(50 * learning rate, 1)"
     )
+
+
+class LossConfig(Section):
+    """What training minimises; see ``trainer.losses``."""
+
+    name: Literal["cross_entropy", "focal", "balanced_softmax", "logit_adjustment"] = "cross_entropy"
+    gamma: NonNegative = Field(2.0, description="focal: how much less easy pictures count")
+    tau: NonNegative = Field(1.0, description="logit_adjustment: how much of the log class share is added")
+
+    @model_validator(mode="after")
+    def _settings_belong(self) -> Self:
+        for key, owner in (("gamma", "focal"), ("tau", "logit_adjustment")):
+            if getattr(self, key) != type(self).model_fields[key].default and self.name != owner:
+                raise ValueError(f"{key} belongs to name={owner}, got {getattr(self, key)} with name={self.name}")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -134,6 +159,12 @@ class ScheduleConfig(Section):
         return self
 
 
+class AveragingConfig(Section):
+    """The moving average of the weights over the steps, which then is the model in place of the last weights."""
+
+    decay: Share = Field(0, description="share of the average that stays at each step; 0: no average")
+
+
 class AlphaConfig(Section):
     """The range that requests may use, and how the default is chosen (never on test data)."""
 
@@ -167,8 +198,10 @@ class Recipe(Section):
     augment: AugmentConfig = AugmentConfig()
     backbone: BackboneConfig
     head: HeadConfig = HeadConfig()
+    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    averaging: AveragingConfig = AveragingConfig()
     alpha: AlphaConfig = AlphaConfig()
 
     @model_validator(mode="after")

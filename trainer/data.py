@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from service.bundle import InputSpec
-from trainer.augment import batch_augmentation, sample_augmentation, to_unit_range
+from trainer.augment import batch_augmentation, policy_augmentation, sample_augmentation, to_unit_range
 from trainer.config import Recipe
 from trainer.errors import TrainerError
 from trainer.long_tail import hold_out, select_long_tail
@@ -27,6 +27,7 @@ from trainer.sources import load_source
 from trainer.table import Table
 
 Batch = tuple[Tensor, Tensor]
+POLICY_BATCHES = 8  # batches whose drawn changes are made together: fewer and larger operations
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Pixels:
         self.table, self.recipe, self.device = table, recipe, device
         self._held = _hold(table, recipe.input, device, name) if recipe.data.in_memory else None
         self._labels = torch.from_numpy(table.labels).to(device)
+        self._policy = policy_augmentation(recipe.augment, recipe.input)
         self._augment = batch_augmentation(recipe.augment, recipe.input)
 
     def __len__(self) -> int:
@@ -117,8 +119,11 @@ class Pixels:
         if self._held is None:
             yield from self._from_workers(batches, epoch)
             return
-        for rows in (batch.to(self.device) for batch in batches):
-            yield self._augment(to_unit_range(self._held[rows])), self._labels[rows]
+        for first in range(0, len(batches), POLICY_BATCHES):
+            together = batches[first : first + POLICY_BATCHES]
+            changed = self._policy(self._held[torch.cat(together).to(self.device)])
+            for rows, pixels in zip(together, changed.split(self.recipe.batch_size), strict=True):
+                yield self._augment(to_unit_range(pixels)), self._labels[rows.to(self.device)]
 
     def evaluation_steps(self) -> int:
         """Count the evaluation batches."""

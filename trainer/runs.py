@@ -70,6 +70,7 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
         raise
     checkpoint = training.checkpoint
     if not checkpoint.is_finished():
+        training.adopt_average(train)
         _finish(checkpoint, training.model, train, splits)
         save_checkpoint(checkpoint, folder)
     _evaluate(checkpoint, training.model, test, folder, extra_alphas=[])

@@ -1,7 +1,7 @@
 """The training loop: a recipe becomes a checkpoint.
 
-It knows neither where pictures come from nor what a bundle is. Weights are those of the last epoch; the test split is
-never seen here.
+It knows neither where pictures come from nor what a bundle is. Weights are those of the last epoch, or their moving
+average where the recipe asks for one; the test split is never seen here.
 """
 
 import platform
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from trainer.averaging import WeightAverage
 from trainer.checkpoint import (
     Checkpoint,
     EpochRecord,
@@ -23,8 +23,10 @@ from trainer.checkpoint import (
 from trainer.config import Recipe
 from trainer.data import Pixels, Splits
 from trainer.errors import TrainerError
+from trainer.losses import create_loss
+from trainer.mixing import Mixture, mix
 from trainer.model import LongTailClassifier
-from trainer.progress import console, progress_bar
+from trainer.progress import console, progress_bar, track
 from trainer.schedule import learning_rate, momentum_decay
 
 
@@ -50,6 +52,9 @@ class Training:
             nesterov=recipe.optimizer.nesterov,
             weight_decay=recipe.optimizer.weight_decay,
         )
+        decay = recipe.averaging.decay
+        self.average = WeightAverage(self.model, decay) if decay else None
+        self.loss = create_loss(recipe.loss, splits.class_counts, device)
         self.checkpoint = Checkpoint(
             recipe=recipe,
             class_names=splits.class_names,
@@ -70,6 +75,8 @@ class Training:
         _refuse_other_run(saved, self.checkpoint)
         self.model.load_state_dict(saved.model)
         restore_optimizer(self.model, self.optimizer, saved.optimizer)
+        if self.average and saved.average:
+            self.average.load(saved.average)
         self.checkpoint = saved
 
     def run(self, train: Pixels, folder: Path) -> None:
@@ -84,6 +91,23 @@ class Training:
                 if not console.is_terminal:
                     console.print(_line(record, epochs), highlight=False, soft_wrap=True)
 
+    def adopt_average(self, train: Pixels) -> None:
+        """Make the averaged weights the model, if the recipe averages, once all epochs are done.
+
+        The momentum direction belongs to the weights that it was gathered with, so it is gathered again: over one more
+        epoch of training batches, forward only, in evaluation mode.
+        """
+        if self.average is None:
+            return
+        self.model.load_state_dict(self.average.state, strict=False)
+        self.model.eval()
+        self.model.head.momentum_direction.zero_()
+        decay = momentum_decay(self.recipe.head, self.recipe.optimizer.learning_rate)
+        batches = train.training(self.recipe.schedule.epochs)
+        for pixels, _ in track(batches, "momentum direction", total=train.steps_per_epoch()):
+            self.model.head.update_direction(self._forward(pixels)[1], momentum_decay=decay)
+        self.checkpoint.model, self.checkpoint.average = self.model.state_dict(), {}
+
     def _epoch(self, train: Pixels, epoch: int) -> EpochRecord:
         self.model.train()
         started, steps = time.monotonic(), train.steps_per_epoch()
@@ -91,7 +115,10 @@ class Training:
         rate = 0.0
         for step, (pixels, labels) in enumerate(train.training(epoch)):
             rate = learning_rate(self.recipe.optimizer, self.recipe.schedule, epoch + step / steps)
-            loss, logits = self._step(pixels, labels, rate)
+            mixed, mixture = mix(self.recipe.augment, pixels, (epoch + step / steps) / self.recipe.schedule.epochs)
+            loss, logits = self._step(mixed, labels, rate, mixture)
+            if self.average:
+                self.average.update(epoch * steps + step)
             losses.append(loss)
             correct += (logits.argmax(dim=1) == labels).sum()
             seen += len(labels)
@@ -105,17 +132,23 @@ class Training:
             images_per_second=seen / seconds,
         )
 
-    def _step(self, pixels: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    def _step(
+        self, pixels: Tensor, labels: Tensor, rate: float, mixture: Mixture | None = None
+    ) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            logits, features = self.model(pixels.contiguous(memory_format=torch.channels_last))
-        loss = functional.cross_entropy(logits, labels)
+        logits, features = self._forward(pixels)
+        loss = mixture.loss(self.loss, logits, labels) if mixture else self.loss(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.model.head.update_direction(features, momentum_decay=momentum_decay(self.recipe.head, rate))
         return loss.detach(), logits.detach()
+
+    def _forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            logits, features = self.model(pixels.contiguous(memory_format=torch.channels_last))
+        return logits, features
 
     def _record(self, record: EpochRecord, folder: Path) -> None:
         if not all(map(_is_finite, record.losses)):
@@ -127,6 +160,7 @@ class Training:
         self.checkpoint.history.append(record)
         self.checkpoint.model = self.model.state_dict()
         self.checkpoint.optimizer = optimizer_tensors(self.model, self.optimizer)
+        self.checkpoint.average = self.average.state if self.average else {}
         save_checkpoint(self.checkpoint, folder)
 
 

@@ -1,0 +1,35 @@
+"""The moving average of a model's weights over training, and the momentum direction that belongs to it.
+
+``average <- decay * average + (1 - decay) * weights`` after every step, running statistics of batch normalisation
+included. In the first steps the decay is smaller, ``(1 + step) / (10 + step)``, so that the random start is forgotten.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """The average of all floating-point entries of a model's state.
+
+    Args:
+        model: the model that is trained.
+        decay: share of the average that stays at each step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.state = {name: tensor.clone() for name, tensor in self._weights().items()}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.model.state_dict().items() if tensor.is_floating_point()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take the weights in after a step, counted from 0 over the whole training."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        weights = self._weights()
+        torch._foreach_lerp_(list(self.state.values()), [weights[name] for name in self.state], 1 - decay)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go back to a saved average."""
+        self.state = {name: state[name].to(tensor) for name, tensor in self.state.items()}
