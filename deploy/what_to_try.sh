@@ -16,7 +16,7 @@ Test pictures whose answer depends on alpha lie in $pictures. In another termina
   curl --data-binary @$first -H 'Content-Type: image/png' '$url/predict?alpha=3'
 
   curl $url/metrics | grep evenkeel_
-  $url/docs lists every request and its answer, to try out in a browser.
+  $url/openapi.json describes every request and its answer.
 
 The service starts now; Ctrl-C ends it.
 

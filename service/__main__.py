@@ -4,6 +4,7 @@ Everything that can be refused is refused before the port opens, in one line, wi
 turns readiness off, then waits, then closes the door, answers what was accepted, and exits with 0.
 """
 
+import logging
 import signal
 import socket
 import sys
@@ -22,7 +23,7 @@ from service.app import create_app
 from service.bundle import BundleError, read_bundle
 from service.exhibits import Exhibits
 from service.front_door import FrontDoor
-from service.listening import CannotListen, bind, listen
+from service.listening import CannotListen, bind, is_open_to_others, listen
 from service.model import OnnxModel, ProviderUnavailable
 from service.reload import Loaded, Reloader
 from service.routes.context import Service
@@ -30,6 +31,13 @@ from service.settings import Settings
 from service.telemetry import log_to_stderr
 from service.tracing import TracingUnavailable
 from service.triton import write_triton_model
+
+logger = logging.getLogger(__name__)
+
+_OPEN = (
+    "other machines can reach this port, and whoever does may ask for predictions: set EVENKEEL_AUTHENTICATION=on, "
+    "or EVENKEEL_HOST=127.0.0.1"
+)
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 cli.add_typer(commands.clients, name="clients")
@@ -67,6 +75,8 @@ def serve(  # noqa: PLR0917 - typer needs them so
         assert loaded is not None, "no bundle has an empty version"
         app = create_app(settings, loaded.model, loaded.exhibits, load=load, bundle=bundle)
         listen(sockets, settings.host, settings.port)
+        if is_open_to_others(sockets) and not settings.authentication:
+            logger.warning(_OPEN)
     except ValidationError as error:
         _refuse("; ".join(_setting_problem(problem["loc"], problem["msg"]) for problem in error.errors()))
     except (CannotListen, BundleError, ProviderUnavailable, TracingUnavailable) as error:

@@ -90,6 +90,9 @@ def create_app(
         summary="Image classification with a knob from head to tail classes.",
         version=version("evenkeel"),
         lifespan=lifespan,
+        docs_url=None,  # the framework's pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,  # whoever sends a body does not follow a redirect
     )
     app.state.service = service
 

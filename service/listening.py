@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import sys
+from ipaddress import ip_address
 from typing import Any
 
 
@@ -69,6 +70,11 @@ def listen(sockets: list[socket.socket], host: str, port: int) -> None:
             bound.listen()
     except OSError as error:
         raise CannotListen(host, port, error) from error
+
+
+def is_open_to_others(sockets: list[socket.socket]) -> bool:
+    """Return whether any of the sockets can be reached from another machine."""
+    return not all(ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback for bound in sockets)
 
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
