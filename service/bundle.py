@@ -48,6 +48,7 @@ from service.manifest import (
     shot_group_of,
 )
 from service.parity import PARITY_TOLERANCE, Parity
+from service.temperature import Calibration, knob_terms
 
 __all__ = [
     "EVALUATION_FILE",
@@ -61,6 +62,7 @@ __all__ = [
     "AlphaSpec",
     "Bundle",
     "BundleError",
+    "Calibration",
     "ClassInfo",
     "HashedFile",
     "InputSpec",
@@ -71,6 +73,7 @@ __all__ = [
     "Precision",
     "ShotGroup",
     "TdeSpec",
+    "knob_terms",
     "read_bundle",
     "shot_group_of",
     "write_bundle",

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from service.temperature import Calibration
+
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 PARITY_FILE = "parity.npz"
@@ -206,6 +208,8 @@ class ManifestDraft(_Strict):
     input: InputSpec
     tde: TdeSpec
     alpha: AlphaSpec
+    calibration: Calibration | None = None
+    """The temperature of probabilities; None: 1 everywhere, as nothing was held out to fit it."""
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -248,7 +252,8 @@ class Manifest(ManifestDraft):
 
     @model_validator(mode="after")
     def _version_is_the_contents_hash(self) -> Self:
-        expected = content_version(self.model_dump(mode="json"))
+        # A field that a manifest of an earlier release does not have was not hashed then either.
+        expected = content_version(self.model_dump(mode="json", exclude_unset=True))
         if self.version != expected:
             raise ValueError(
                 f"version is {self.version}, yet the content hashes to {expected}: "

@@ -63,6 +63,7 @@ class Predictor:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._range = model.manifest.alpha
+        self._calibration = model.manifest.calibration
         self.log_class_share = model.manifest.log_class_share()
 
     def run(self, works: Sequence[Work]) -> list[Outcome]:
@@ -85,7 +86,14 @@ class Predictor:
 
     def _scores(self, branches: Branches, knobs: Sequence[Knobs]) -> list[Score]:
         low, high = self._range.minimum, self._range.maximum
-        return score(branches, knobs, log_class_share=self.log_class_share, low=low, high=high)
+        return score(
+            branches,
+            knobs,
+            log_class_share=self.log_class_share,
+            low=low,
+            high=high,
+            calibration=self._calibration,
+        )
 
     def _tensors(
         self, branches: Branches, feature_map: NDArray[np.float32] | None, knobs: Sequence[Knobs]

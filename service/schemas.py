@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.bundle import AlphaSpec, ClassInfo, InputSpec, ShotGroup, TdeSpec
+from service.bundle import AlphaSpec, Calibration, ClassInfo, InputSpec, ShotGroup, TdeSpec
 from service.clients import ClientName, ClientPolicy
 from service.exhibits import AccuracyOverAlpha
 
@@ -47,7 +47,10 @@ class ClassReference(_Closed):
 
 
 class Prediction(ClassReference):
-    """A class with its probability and logit at the alpha and prior_strength used."""
+    """A class with its probability and logit at the alpha and prior_strength used.
+
+    The probability is the softmax of logit / T, with the model's temperature T at these knobs where it has one.
+    """
 
     probability: float
     logit: float
@@ -117,6 +120,9 @@ class ModelResponse(ModelReference):
     input: InputSpec
     tde: TdeSpec
     alpha: AlphaSpec
+    calibration: Calibration | None = Field(
+        description="the temperature of the probabilities over both knobs; null: 1, they are not calibrated"
+    )
     max_prior_strength: float
     provider: str
     precision: str

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.temperature import Calibration
 from service.tradeoff import Envelope, Floats, upper_envelopes
 
 
@@ -47,7 +48,7 @@ class Score:
 
     Attributes:
         ranking: class indices from the most to the least likely, [C]; of equal logits the lower index first.
-        logits, probabilities: by class index, [C].
+        logits, probabilities: by class index, [C]; probabilities are the softmax of logits / temperature.
         plain_winner: the winner at alpha 0 and the same prior_strength.
         envelope: the winners over the model's whole range of alpha, at the same prior_strength.
         confounder_cosine: the mean over the slices.
@@ -75,7 +76,13 @@ def offsets(knobs: Sequence[Knobs], log_class_share: Floats) -> Floats:
 
 
 def score(
-    branches: Branches, knobs: Sequence[Knobs], *, log_class_share: Floats, low: float, high: float
+    branches: Branches,
+    knobs: Sequence[Knobs],
+    *,
+    log_class_share: Floats,
+    low: float,
+    high: float,
+    calibration: Calibration | None = None,
 ) -> list[Score]:
     """Apply each picture's knobs: `factual - alpha * counterfactual - prior_strength * log_class_share + log_target`.
 
@@ -84,6 +91,7 @@ def score(
         knobs: alpha and prior_strength of each, N.
         log_class_share: logarithm of each class's share of the training samples, [C].
         low, high: the range of alpha of the envelopes.
+        calibration: the temperature of probabilities, which changes nothing else; None: 1.
 
     Raises:
         ValueError: the model gave a NaN or an infinity.
@@ -93,7 +101,11 @@ def score(
     counterfactual = branches.counterfactual_logits.astype(np.float64)
     logits = plain - alpha * counterfactual
     envelopes = upper_envelopes(plain, counterfactual, low=low, high=high)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    below_highest = logits - logits.max(axis=1, keepdims=True)
+    if calibration is not None:
+        strength = np.array([each.prior_strength for each in knobs], dtype=np.float64)[:, None]
+        below_highest /= calibration.temperature(alpha, strength)
+    weights = np.exp(below_highest)
     return [
         Score(*row)
         for row in zip(

@@ -10,7 +10,7 @@ from service.schemas import EvaluationResponse, ModelResponse
 
 router = APIRouter(route_class=PlainRoute)
 
-_PUBLIC = {"name", "version", "task", "classes", "input", "tde", "alpha"}
+_PUBLIC = {"name", "version", "task", "classes", "input", "tde", "alpha", "calibration"}
 
 
 @router.get("/model", summary="The model, its classes and its range of alpha", response_model=ModelResponse)
