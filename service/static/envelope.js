@@ -23,9 +23,18 @@ export function ranking(logits) {
   return logits.map((_, index) => index).sort((one, other) => logits[other] - logits[one] || one - other);
 }
 
-export function probabilities(logits) {
+/** What divides the logits before they become probabilities, as service/temperature.py has it; 1 without calibration. */
+export function temperature(calibration, alpha, priorStrength) {
+  if (!calibration) return 1;
+  const s = Math.min(priorStrength, calibration.largest_prior_strength);
+  const terms = [1, alpha, alpha * alpha, s, s * s, alpha * s];
+  const log = calibration.log_temperature.reduce((sum, coefficient, index) => sum + coefficient * terms[index], 0);
+  return Math.exp(Math.min(Math.max(log, -3), 3));
+}
+
+export function probabilities(logits, divisor) {
   const highest = logits.reduce((high, logit) => Math.max(high, logit), -Infinity);
-  const weights = logits.map((logit) => Math.exp(logit - highest));
+  const weights = logits.map((logit) => Math.exp((logit - highest) / divisor));
   const total = weights.reduce((sum, weight) => sum + weight, 0);
   return weights.map((weight) => weight / total);
 }

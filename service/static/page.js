@@ -5,7 +5,7 @@ import { drawAccuracy } from './accuracy.js';
 import { percent, short, showProblem, showRanking, showSide } from './answer.js';
 import { Refusal, getBlob, getEvaluation, getModel, getSamples, predictLines, useKey } from './api.js';
 import { command } from './command.js';
-import { linesAt, logShare, logitsAt, probabilities, ranking, stretchAt, upperEnvelope } from './envelope.js';
+import { linesAt, logShare, logitsAt, probabilities, ranking, stretchAt, temperature, upperEnvelope } from './envelope.js';
 import { drawRibbon, prepareKnobs, rounded, showJumps, showKnobs } from './knobs.js';
 import { INSET, drawLines, sceneOf } from './lines.js';
 import { pressSample, showPicture, showSamples, takePictures } from './picture.js';
@@ -113,15 +113,21 @@ function showAnswer(stable) {
   const { classes } = state.model;
   const { alpha, lines, picture } = state;
   const [logits, plain] = [logitsAt(lines, alpha), logitsAt(lines, 0)];
-  const [order, plainOrder, shares] = [ranking(logits), ranking(plain), probabilities(logits)];
+  const [order, plainOrder] = [ranking(logits), ranking(plain)];
+  const [shares, plainShares] = [sharesOf(logits, alpha), sharesOf(plain, 0)];
   const verdict = (index) => picture.truth && (picture.truth.index === index ? '✓ right' : '✗ wrong');
   const side = (title, index, probability) => ({ title, classInfo: classes[index], probability, verdict: verdict(index) });
-  showSide('plain', side('Plain, alpha 0', plainOrder[0], probabilities(plain)[plainOrder[0]]));
+  showSide('plain', side('Plain, alpha 0', plainOrder[0], plainShares[plainOrder[0]]));
   showSide('tde', side(`TDE, alpha ${short(alpha)}`, order[0], shares[order[0]]));
   const { name } = classes[stable.winner];
   $('stable').textContent = `The answer stays ${name} for alpha from ${short(stable.from)} to ${short(stable.to)}.`;
   showRanking(order, { classes, shares, plainOrder });
   drawLines($('lines'), state.scene, { classes, alpha, stable });
+}
+
+/** Probabilities at these knobs, by the model's temperature where it has one. */
+function sharesOf(logits, alpha) {
+  return probabilities(logits, temperature(state.model.calibration, alpha, state.priorStrength));
 }
 
 function clearAnswer() {
@@ -164,7 +170,7 @@ function announce() {
     const [winner] = ranking(logits);
     const [plain] = ranking(logitsAt(state.lines, 0));
     const { name, shot_group: group } = classes[winner];
-    const share = percent(probabilities(logits)[winner]);
+    const share = percent(sharesOf(logits, state.alpha)[winner]);
     $('announcement').textContent = `At alpha ${short(state.alpha)}: ${name}, ${group}-shot, ${share}. Plain: ${classes[plain].name}.`;
   }, 300);
 }

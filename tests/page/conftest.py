@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
-from service.bundle import write_bundle
+from service.bundle import Calibration, write_bundle
 from tests.deploy.prometheus import free_port, running, wait_until
 from tests.page.browser import browser as running_browser
 from tests.page.browser import chromium
@@ -28,6 +28,9 @@ CURVE = {
     "few": np.linspace(0.1, 0.4, 31).tolist(),
 }
 
+CALIBRATION = Calibration(log_temperature=(0.5, -0.3, 0.1, -0.2, 0.05, 0.2), images=40)
+"""The page must divide by it as the service does, to show the same probabilities."""
+
 OpenPage = Callable[..., Page]
 
 
@@ -42,7 +45,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     evaluation = json.dumps({"test_images": 500, "curve": CURVE}).encode()
     write_bundle(
         folder / "bundle",
-        make_draft(),
+        make_draft(calibration=CALIBRATION),
         models={"fp32": onnx_model()},
         files={
             "parity.npz": tiny_parity().to_bytes(),
