@@ -179,15 +179,16 @@ def run_onnx(session: ort.InferenceSession, parity: Parity) -> dict[str, NDArray
 def describe(checkpoint: Checkpoint, folder: Path, direction: str) -> ManifestDraft:
     """Fill the manifest from the checkpoint and its evaluation."""
     recipe, choice = checkpoint.recipe, checkpoint.alphas[direction]
+    classifier = restore_model(checkpoint, torch.device("cpu")).head
     evaluation = read_evaluation(folder)
     return ManifestDraft(
         name=recipe.name,
         classes=[ClassInfo.of(*pair) for pair in zip(checkpoint.class_names, checkpoint.class_counts, strict=True)],
         input=recipe.input,
         tde=TdeSpec(
-            num_heads=recipe.head.num_heads,
-            tau=recipe.head.tau,
-            gamma=recipe.head.gamma,
+            num_heads=classifier.num_heads,
+            tau=classifier.tau,
+            gamma=classifier.gamma,
             direction=direction,
             direction_cosine=direction_cosine(checkpoint),
         ),

@@ -39,7 +39,7 @@ class ServingGraph(nn.Module):
         self.register_buffer("std", model.std)
         self.register_buffer("log_class_share", log_class_share)
         # Folding here, not in the graph, keeps the counterfactual branch down to two small products.
-        self.folded = _Folded(*(part.detach() for part in model.head.fold(direction)))
+        self.folded = _Folded(model.head.fold(direction))
 
     def forward(
         self, image: Tensor, alpha: Tensor, prior_strength: Tensor
@@ -58,12 +58,14 @@ class _Folded(nn.Module):
     class_weight: Tensor
     unit_direction: Tensor
     direction_scores: Tensor
+    bias: Tensor | None
 
-    def __init__(self, class_weight: Tensor, unit_direction: Tensor, direction_scores: Tensor) -> None:
+    def __init__(self, head: FoldedHead) -> None:
         super().__init__()
-        self.register_buffer("class_weight", class_weight)
-        self.register_buffer("unit_direction", unit_direction)
-        self.register_buffer("direction_scores", direction_scores)
+        self.normalise = head.normalise
+        for name in ("class_weight", "unit_direction", "direction_scores", "bias"):
+            part = getattr(head, name)
+            self.register_buffer(name, part if part is None else part.detach())
 
     def parts(self) -> FoldedHead:
-        return FoldedHead(self.class_weight, self.unit_direction, self.direction_scores)
+        return FoldedHead(self.class_weight, self.unit_direction, self.direction_scores, self.bias, self.normalise)

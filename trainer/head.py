@@ -1,18 +1,19 @@
-"""The de-confounded classifier: its two logit branches and the momentum direction.
+"""The two logit branches and how they combine: pure functions.
 
-The pure functions carry the mathematics; ``DeconfoundedHead`` only holds the weight and the direction.
-This module knows neither backbones nor training loops.
+``branch_logits`` is the de-confounded classifier of the paper; ``FoldedHead`` and ``folded_branches`` serve every
+classifier (``trainer.classifiers``). This module knows neither backbones nor training loops.
 
 Source: Tang, Huang and Zhang, *Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum Causal
 Effect*, NeurIPS 2020 (arXiv 2009.12991).
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def unit(vector: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
@@ -74,14 +75,18 @@ def branch_logits(
 
 
 class FoldedHead(NamedTuple):
-    """All of the classifier that does not depend on the picture, computed once for inference."""
+    """All of a classifier that does not depend on the picture, computed once for inference."""
 
     class_weight: Float[Tensor, "classes dim"]
-    """``tau / K * w_ck / (||w_ck|| + gamma)``."""
+    """``W``, the scaled and normalised weight; de-confounded: ``tau / K * w_ck / (||w_ck|| + gamma)``."""
     unit_direction: Float[Tensor, "heads slice"]
     """``unit(d_k)``."""
     direction_scores: Float[Tensor, "heads classes"]
-    """``tau / K * w_ck . unit(d_k) / (||w_ck|| + gamma)``."""
+    """``W_ck . unit(d_k)``."""
+    bias: Float[Tensor, " classes"] | None = None
+    """Added to the factual logits; no picture's feature, so no part of the counterfactual."""
+    normalise: Callable[[Tensor], Tensor] = unit
+    """What the classifier makes of each slice of the features; it keeps their direction."""
 
 
 def fold(
@@ -93,11 +98,20 @@ def fold(
     gamma: float,
 ) -> FoldedHead:
     """Compute what ``branch_logits`` needs of weight and direction; arguments as there."""
-    class_weight = tau / num_heads * _normalised_weight(weight, num_heads, gamma)
-    unit_direction = unit(direction.unflatten(-1, (num_heads, -1)))
-    return FoldedHead(
-        class_weight.flatten(-2), unit_direction, torch.einsum("ckd,kd->kc", class_weight, unit_direction)
-    )
+    return fold_weight(tau / num_heads * normalised_weight(weight, num_heads, gamma), direction)
+
+
+def fold_weight(
+    class_weight: Float[Tensor, "classes heads slice"],
+    direction: Float[Tensor, " dim"],
+    *,
+    bias: Float[Tensor, " classes"] | None = None,
+    normalise: Callable[[Tensor], Tensor] = unit,
+) -> FoldedHead:
+    """Fold a scaled and normalised weight with a direction [D]; the rest as in ``FoldedHead``."""
+    unit_direction = unit(direction.unflatten(-1, (class_weight.shape[1], -1)))
+    scores = torch.einsum("ckd,kd->kc", class_weight, unit_direction)
+    return FoldedHead(class_weight.flatten(-2), unit_direction, scores, bias, normalise)
 
 
 def folded_branches(
@@ -105,11 +119,22 @@ def folded_branches(
 ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n classes"], Float[Tensor, "n heads"]]:
     """Compute factual and counterfactual logits [N, C] and the confounder cosine ``cos(x_k, d_k)`` [N, K].
 
-    Beside a plain linear classifier the counterfactual branch costs K * (D / K + C) multiplications per image.
+    With f the classifier's normaliser of features and W its normalised weight,
+
+        factual[c]        = sum_k  W_ck . f(x_k) + bias[c]
+        counterfactual[c] = sum_k  (f(x_k) . unit(d_k)) W_ck . unit(d_k)
+
+    The counterfactual is the factual logit of the part of f(x) along d. Beside a plain linear classifier it costs
+    K * (D / K + C) multiplications per image.
     """
-    unit_features = unit(features.unflatten(-1, head.unit_direction.shape))
-    cosine = (unit_features * head.unit_direction).sum(dim=-1)
-    return unit_features.flatten(-2) @ head.class_weight.T, cosine @ head.direction_scores, cosine
+    slices = features.unflatten(-1, head.unit_direction.shape)
+    normalised = head.normalise(slices)
+    along = (normalised * head.unit_direction).sum(dim=-1)
+    factual = normalised.flatten(-2) @ head.class_weight.T
+    if head.bias is not None:
+        factual = factual + head.bias
+    cosine = along if head.normalise is unit else (unit(slices) * head.unit_direction).sum(dim=-1)
+    return factual, along @ head.direction_scores, cosine
 
 
 def tde_logits(
@@ -205,9 +230,10 @@ def background_exempted_probabilities(
     return torch.where(is_background, factual, foreground_mass * foreground_share)
 
 
-def _normalised_weight(
+def normalised_weight(
     weight: Float[Tensor, "classes dim"], num_heads: int, gamma: float
 ) -> Float[Tensor, "classes heads slice"]:
+    """Divide each slice of the class weights by its norm: ``w_ck / (||w_ck|| + gamma)``; a zero slice stays zero."""
     slices = weight.unflatten(-1, (num_heads, -1))
     norm = torch.linalg.vector_norm(slices, dim=-1, keepdim=True) + gamma
     normalised: Tensor = slices / torch.where(norm > 0, norm, 1)
@@ -223,46 +249,3 @@ def _check_shapes(features: Tensor, weight: Tensor, direction: Tensor, num_heads
         )
     if num_heads < 1 or dim % num_heads:
         raise ValueError(f"num_heads must divide the feature size {dim}, got {num_heads}")
-
-
-class DeconfoundedHead(nn.Module):
-    """The classifier of Eq. 7 with the momentum direction that belongs to its very weights.
-
-    ``forward`` gives the factual logits that training uses; ``branches`` gives both branches for inference.
-
-    Args:
-        num_features: D.
-        num_classes: C.
-        num_heads: K; divides D.
-        tau: scale of the logits.
-        gamma: added to each class weight's norm.
-    """
-
-    weight: Tensor
-    momentum_direction: Tensor
-
-    def __init__(self, num_features: int, num_classes: int, *, num_heads: int, tau: float, gamma: float) -> None:
-        super().__init__()
-        if num_features % num_heads:
-            raise ValueError(f"num_heads must divide the backbone's {num_features} features, got {num_heads}")
-        self.num_heads, self.tau, self.gamma = num_heads, tau, gamma
-        bound = num_features**-0.5
-        self.weight = nn.Parameter(torch.empty(num_classes, num_features).uniform_(-bound, bound))
-        self.register_buffer("momentum_direction", torch.zeros(num_features))
-
-    def forward(self, features: Float[Tensor, "n dim"]) -> Float[Tensor, "n classes"]:
-        """Compute the factual logits (Eq. 7)."""
-        class_weight = self.tau / self.num_heads * _normalised_weight(self.weight, self.num_heads, self.gamma)
-        unit_features = unit(features.unflatten(-1, (self.num_heads, -1)))
-        logits: Tensor = unit_features.flatten(-2) @ class_weight.flatten(-2).T
-        return logits
-
-    def fold(self, direction: Float[Tensor, " dim"] | None = None) -> FoldedHead:
-        """Compute all that inference needs; with another direction in place of the momentum direction, if given."""
-        direction = self.momentum_direction if direction is None else direction
-        return fold(self.weight, direction, num_heads=self.num_heads, tau=self.tau, gamma=self.gamma)
-
-    @torch.no_grad()
-    def update_direction(self, features: Float[Tensor, "n dim"], *, momentum_decay: float) -> None:
-        """Gather the moving average of features: ``d <- mu * d + mean over the batch of x``."""
-        self.momentum_direction.mul_(momentum_decay).add_(features.detach().float().mean(dim=0))

@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.classifiers import Classifier
 from trainer.data import Pixels
-from trainer.head import DeconfoundedHead, folded_branches, unit
+from trainer.head import folded_branches, unit
 from trainer.model import LongTailClassifier
 from trainer.progress import track
 
@@ -65,7 +66,7 @@ def feature_means(model: LongTailClassifier, pixels: Pixels, description: str) -
 
 @torch.inference_mode()
 def branches_of(
-    features: Tensor, labels: NDArray[np.int64], head: DeconfoundedHead, direction: Tensor | None = None
+    features: Tensor, labels: NDArray[np.int64], head: Classifier, direction: Tensor | None = None
 ) -> Branches:
     """Compute both branches of features [N, D], by the momentum direction or another one [D]."""
     folded = head.cpu().fold(direction)

@@ -1,4 +1,4 @@
-"""The whole classifier: normalisation, backbone and de-confounded head in one module.
+"""The whole classifier: normalisation, backbone and classifier in one module.
 
 It takes pixels in [0, 1] and knows neither files nor training.
 """
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.backbones import create_backbone
+from trainer.classifiers import create_classifier
 from trainer.config import Recipe
 from trainer.errors import TrainerError
-from trainer.head import DeconfoundedHead
 
 
 class LongTailClassifier(nn.Module):
@@ -38,9 +38,7 @@ class LongTailClassifier(nn.Module):
                 f"head.num_heads: must divide the {self.backbone.num_features} features of {recipe.backbone.name}, "
                 f"got {head.num_heads}"
             )
-        self.head = DeconfoundedHead(
-            self.backbone.num_features, num_classes, num_heads=head.num_heads, tau=head.tau, gamma=head.gamma
-        )
+        self.head = create_classifier(head, self.backbone.num_features, num_classes)
 
     def on(self, device: torch.device) -> Self:
         """Move to a device, in the memory format that convolutions are fastest in."""

@@ -16,8 +16,8 @@ from torch import Tensor
 import trainer
 from tests.trainer.tiny import patient
 from trainer import head
+from trainer.classifiers import DeconfoundedClassifier
 from trainer.head import (
-    DeconfoundedHead,
     background_exempted_probabilities,
     branch_logits,
     combine,
@@ -41,7 +41,8 @@ def import_checked(name: str) -> ModuleType:
             return importlib.import_module(name)
     finally:
         sys.modules[name] = plain
-        setattr(trainer, name.rpartition(".")[2], plain)
+        package, _, module = name.rpartition(".")
+        setattr(sys.modules[package], module, plain)
 
 
 checked = import_checked("trainer.head")
@@ -122,10 +123,7 @@ def test_every_shape_is_what_its_annotation_says(problem: Problem) -> None:
         logits = checked.tde_logits(*tensors, alpha, **options)
         if logits.shape[1] > 1:
             checked.background_exempted_probabilities(factual, logits, background=0)
-    classifier = checked.DeconfoundedHead(tensors[0].shape[1], len(tensors[1]), **options).double()
-    classifier.update_direction(tensors[0], momentum_decay=0.9)
-    classifier(tensors[0])
-    checked.folded_branches(tensors[0], classifier.fold())
+    checked.folded_branches(tensors[0], checked.fold(*tensors[1:], **options))
 
 
 @patient
@@ -222,7 +220,7 @@ def test_a_number_of_slices_that_does_not_divide_the_features_is_refused(num_hea
 
 def test_a_classifier_refuses_a_number_of_slices_that_does_not_divide_its_features() -> None:
     with pytest.raises(ValueError, match="64 features, got 3"):
-        DeconfoundedHead(64, 2, num_heads=3, tau=1.0, gamma=0.0)
+        DeconfoundedClassifier(64, 2, num_heads=3, tau=1.0, gamma=0.0)
 
 
 @pytest.mark.parametrize(("weight", "direction"), [((2, 5), (6,)), ((2, 6), (5,)), ((2, 6), (1, 6))])
@@ -251,7 +249,7 @@ def test_the_folded_head_gives_the_branches_and_the_cosine_of_each_slice(problem
 @given(problems())
 def test_training_uses_the_factual_branch(problem: Problem) -> None:
     features, weight, direction = problem.tensors()
-    classifier = DeconfoundedHead(features.shape[1], len(weight), **problem.settings()).double()
+    classifier = DeconfoundedClassifier(features.shape[1], len(weight), **problem.settings()).double()
     classifier.load_state_dict({"weight": weight, "momentum_direction": direction})
     np.testing.assert_allclose(classifier(features).detach().numpy(), problem.reference()[0], **EXACT)
     scores = folded_branches(features, classifier.fold())[1].detach().numpy()
@@ -259,7 +257,7 @@ def test_training_uses_the_factual_branch(problem: Problem) -> None:
 
 
 def test_the_momentum_direction_is_the_decayed_sum_of_batch_means() -> None:
-    classifier = DeconfoundedHead(4, 3, num_heads=2, tau=16.0, gamma=0.0)
+    classifier = DeconfoundedClassifier(4, 3, num_heads=2, tau=16.0, gamma=0.0)
     expected = np.zeros(4)
     generator = np.random.default_rng(1)
     for decay, rows in ((0.9, 5), (0.5, 1), (1.0, 7)):
@@ -270,7 +268,7 @@ def test_the_momentum_direction_is_the_decayed_sum_of_batch_means() -> None:
 
 
 def test_the_momentum_direction_is_saved_with_the_weights_and_learns_nothing() -> None:
-    classifier = DeconfoundedHead(4, 3, num_heads=2, tau=16.0, gamma=0.0)
+    classifier = DeconfoundedClassifier(4, 3, num_heads=2, tau=16.0, gamma=0.0)
     assert set(classifier.state_dict()) == {"weight", "momentum_direction"}
     assert [name for name, _ in classifier.named_parameters()] == ["weight"]
 
