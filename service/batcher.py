@@ -18,6 +18,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
@@ -167,19 +168,23 @@ class DynamicBatcher(Generic[Item, Result]):
                 self._metrics.queue_seconds.observe(started - entry.since)
                 entry.started = started
         self._metrics.batch_size.observe(len(batch))
-        run = self._submit([entry.item for entry in batch])
-        run.add_done_callback(lambda done: self._finish(batch, done, started))
+        self._submit(batch, started)
 
-    def _submit(self, items: list[Item]) -> "asyncio.Future[Sequence[Result] | ServiceError]":
+    def _submit(self, batch: list[_Entry[Item, Result]], started: float) -> None:
         loop = asyncio.get_running_loop()
+        items = [entry.item for entry in batch]
+
+        def attempt() -> None:
+            outcome = self._attempt(items)
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                loop.call_soon_threadsafe(self._finish, batch, outcome, started)
+
         try:
-            return loop.run_in_executor(self._executor, self._attempt, items)
+            self._executor.submit(attempt)  # and not `run_in_executor`: its futures take two more turns of the loop
         except RuntimeError as cause:  # there is no thread to be had, or someone has ended it
             logger.error("the inference thread is gone (%s); another takes its place", cause)
             self._executor = _one_thread()
-            failed = loop.create_future()
-            failed.set_result(_inference_failed(cause))
-            return failed
+            loop.call_soon(self._finish, batch, _inference_failed(cause), started)
 
     def _attempt(self, items: list[Item]) -> Sequence[Result] | ServiceError:
         """Run the batch in the executor's thread; whatever goes wrong comes back as a value."""
@@ -206,7 +211,7 @@ class DynamicBatcher(Generic[Item, Result]):
     def _finish(
         self,
         batch: list[_Entry[Item, Result]],
-        run: "asyncio.Future[Sequence[Result] | ServiceError]",
+        outcome: Sequence[Result] | ServiceError,
         started: float,
     ) -> None:
         self._running = []
@@ -214,7 +219,6 @@ class DynamicBatcher(Generic[Item, Result]):
         seconds = now - started
         self._seconds_per_item += 0.2 * (seconds / len(batch) - self._seconds_per_item)
         self._metrics.inference_seconds.observe(seconds)
-        outcome = _stopped_first() if run.cancelled() else run.result()
         if isinstance(outcome, ServiceError):
             self._fail(batch, outcome, now)
         else:

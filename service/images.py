@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage
+from service.plain_png import decode_plain_png
 
 Pixels = NDArray[np.uint8]
 
@@ -49,6 +50,7 @@ class ImageDecoder:
     def __init__(self, spec: InputSpec, *, max_pixels: int, threads: int) -> None:
         self._spec = spec
         self._max_pixels = max_pixels
+        self._inline_pixels = min(max_pixels, _INLINE_PIXELS)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         Image.MAX_IMAGE_PIXELS = None
 
@@ -63,6 +65,10 @@ class ImageDecoder:
             InvalidImage: it is broken, animated, or of another format.
             ImageTooLarge: it has too many pixels.
         """
+        plain = decode_plain_png(data, self._inline_pixels)
+        if plain is not None:
+            self._refuse_by_resized(*plain.size, field)
+            return self._fitted(plain)
         image = self._open(data, field)
         if image.width * image.height <= _INLINE_PIXELS:
             return self._pixels(image, field)
@@ -91,6 +97,9 @@ class ImageDecoder:
         self._refuse_by_size(width, height, field)
         if image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False):
             raise InvalidImage("The picture is an animation.", field=field, remedy="Send one still picture.")
+        self._refuse_by_resized(width, height, field)
+
+    def _refuse_by_resized(self, width: int, height: int, field: str) -> None:
         (resized_width, resized_height), _ = self._spec.geometry(width, height)
         if resized_width * resized_height > self._max_pixels:
             raise ImageTooLarge(
@@ -117,6 +126,10 @@ class ImageDecoder:
             picture = _to_rgb(_upright(image))
         except Exception as error:  # as above
             raise _broken(error, field) from error
+        return self._fitted(picture)
+
+    def _fitted(self, picture: Image.Image) -> Pixels:
+        """Resize and crop an RGB picture, upright already."""
         size, box = self._spec.geometry(*picture.size)
         if picture.size != size:
             picture = picture.resize(size, _RESAMPLING[self._spec.interpolation])
