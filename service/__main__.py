@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import FrameType
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn, cast
 
 import typer
 import uvicorn
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from service import commands
 from service.app import create_app
 from service.bundle import BundleError, read_bundle
+from service.connections import Connection
 from service.exhibits import Exhibits
 from service.front_door import FrontDoor
 from service.listening import CannotListen, bind, is_open_to_others, listen
@@ -33,6 +34,9 @@ from service.tracing import TracingUnavailable
 from service.triton import write_triton_model
 
 logger = logging.getLogger(__name__)
+
+_TICKS_A_SECOND = 10
+"""How often the server calls `on_tick`."""
 
 _OPEN = (
     "other machines can reach this port, and whoever does may ask for predictions: set EVENKEEL_AUTHENTICATION=on, "
@@ -155,9 +159,12 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Stop accepting once the delay is over."""
+        """Stop accepting once the delay is over; look after connections and the bundle."""
         if self._closes_at is not None and monotonic() >= self._closes_at:
             self.should_exit = True
+        if counter % _TICKS_A_SECOND == 0:
+            for connection in list(self.server_state.connections):
+                cast(Connection, connection).look(monotonic(), self._service.settings.request_timeout)
         if self._hung_up and self._reloader:
             self._hung_up = False
             self._reloader.request()
@@ -172,6 +179,8 @@ def _run(app: FrontDoor, settings: Settings, sockets: list[socket.socket]) -> No
         access_log=False,  # ours bears ids
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # nothing here asks for a client's address
+        http=Connection,
         ws="none",
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
     )

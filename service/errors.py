@@ -76,6 +76,24 @@ class InferenceFailed(ServiceError):
     code = "inference_failed"
 
 
+class InvalidRequest(ServiceError):
+    """What was sent is no HTTP request."""
+
+    code = "invalid_request"
+
+
+class HeadTooLarge(ServiceError):
+    """The request's head has too many bytes."""
+
+    code = "head_too_large"
+
+
+class HeadTooSlow(ServiceError):
+    """The request's head did not arrive in time."""
+
+    code = "head_too_slow"
+
+
 class InvalidBody(ServiceError):
     """The body is not what its content type says."""
 
@@ -215,6 +233,7 @@ class ClientLeft(ServiceError):
 
 
 STATUS: dict[type[ServiceError], int] = {
+    InvalidRequest: 400,
     InvalidBody: 400,
     InvalidImage: 400,
     InvalidKey: 401,
@@ -224,6 +243,7 @@ STATUS: dict[type[ServiceError], int] = {
     UnknownKey: 404,
     MethodNotAllowed: 405,
     BodyTooSlow: 408,
+    HeadTooSlow: 408,
     ClientExists: 409,
     PolicyMismatch: 409,
     BodyTooLarge: 413,
@@ -233,6 +253,7 @@ STATUS: dict[type[ServiceError], int] = {
     InvalidParameter: 422,
     QueueFull: 429,
     RateLimited: 429,
+    HeadTooLarge: 431,
     ClientLeft: 499,
     InternalError: 500,
     InferenceFailed: 500,

@@ -1,0 +1,116 @@
+"""What a connection may cost besides its requests: time and bytes of a head, bodies nobody wants, readers that stall.
+
+The server under it (uvicorn) closes connections that are idle, and the routes bound the time of a body and of an
+answer; the rest is bounded here. A head must come within the time that a request has, and within `HEAD_BYTES`. What
+comes of a body after its answer is read and dropped for as long, so that the answer is not lost. A client that takes
+nothing of its answer for as long is cut off. What is no HTTP gets the same form of error as everything else.
+
+Nothing is timed for each request: the server looks at all connections each second. It knows no route.
+
+Source: RFC 9112 (HTTP/1.1), 9.5 and 9.6; RFC 6585, 5.
+"""
+
+from typing import cast
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from service import security_headers
+from service.errors import STATUS, HeadTooLarge, HeadTooSlow, InvalidRequest, ServiceError
+from service.front_door import FrontDoor
+from service.one_write import OneWriteProtocol
+from service.routes.context import Service
+
+HEAD_BYTES = 65_536
+"""Most bytes of a request's head, and of what else in a message is no body: trailers, sizes of chunks."""
+
+_OVERHEAD_OF_A_BYTE = 8
+"""Bytes that may come with each byte of a body: one by one in chunks they take six."""
+
+
+class Connection(OneWriteProtocol):
+    """A client's connection."""
+
+    _overhead = 0  # bytes since the last head that were no body
+    _awaited: object = None  # what was awaited when last looked at
+    _since = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        self._overhead += len(data)
+        super().data_received(data)
+        if self._overhead > HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(
+                HeadTooLarge(
+                    f"The request's head may have at most {HEAD_BYTES} bytes.",
+                    field="headers",
+                    remedy="Send fewer or shorter headers.",
+                )
+            )
+
+    def on_headers_complete(self) -> None:
+        """Begin a request, whose head is whole."""
+        self._overhead = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        self._overhead = max(0, self._overhead - _OVERHEAD_OF_A_BYTE * len(body))
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; if it follows a whole request, that one is answered instead, and the last."""
+        if self._is_answering and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+        else:
+            self._refuse(InvalidRequest("This is no HTTP request.", remedy="Speak HTTP/1.1."))
+
+    def look(self, now: float, patience: float) -> None:
+        """Give up on a client that has let this connection wait for the same thing for longer than `patience`."""
+        awaited = self._awaits()
+        if awaited is None or awaited != self._awaited:
+            self._awaited, self._since = awaited, now
+        elif now - self._since > patience:
+            self._give_up(patience)
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _awaits(self) -> object:
+        """Return what the client owes: to take the rest of an answer, or to send the next head; None: nothing."""
+        if unsent := self.transport.get_write_buffer_size():
+            return unsent
+        idle = self.timeout_keep_alive_task is not None  # uvicorn looks after those
+        return None if self._is_answering or idle else ("the head after", self.cycle)
+
+    def _give_up(self, patience: float) -> None:
+        if self.transport.is_closing() or self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self._refuse(
+                HeadTooSlow(
+                    f"The request's head did not arrive within {patience:g} seconds.",
+                    field="headers",
+                    remedy="Send it faster.",
+                )
+            )
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer with the error and close; only close where another answer is due or was given to the same message."""
+        service: Service = cast(FrontDoor, self.config.app).state.service
+        service.metrics.errors.labels(error.code).inc()
+        if self._is_answering or (self.cycle is not None and self.cycle.more_body):
+            self.transport.abort()
+            return
+        status, body = STATUS[type(error)], orjson.dumps(error.body())
+        service.metrics.count_request("other", status)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            *security_headers.OF_DATA,
+        ]
+        lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]
+        self.transport.write(b"".join(lines))
+        self.transport.close()
