@@ -217,7 +217,8 @@ class DynamicBatcher(Generic[Item, Result]):
         self._running = []
         now = asyncio.get_running_loop().time()
         seconds = now - started
-        self._seconds_per_item += 0.2 * (seconds / len(batch) - self._seconds_per_item)
+        pace = seconds / len(batch)
+        self._seconds_per_item += 0.2 * (pace - self._seconds_per_item) if self._seconds_per_item else pace
         self._metrics.inference_seconds.observe(seconds)
         if isinstance(outcome, ServiceError):
             self._fail(batch, outcome, now)

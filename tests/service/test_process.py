@@ -35,15 +35,15 @@ def free_port() -> int:
 
 
 class Process:
-    """A running service."""
+    """A running service; `module` is the program, in place of the service itself one that serves as it does."""
 
-    def __init__(self, bundle: Path, log: Path, **settings: str) -> None:
+    def __init__(self, bundle: Path, log: Path, module: str = "service", **settings: str) -> None:
         self.port = free_port()
         self.log = log
         environment = os.environ | {f"EVENKEEL_{name.upper()}": value for name, value in settings.items()}
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve", str(bundle), "--port", str(self.port), "--provider", "cpu"],
+                [sys.executable, "-m", module, "serve", str(bundle), "--port", str(self.port), "--provider", "cpu"],
                 env=environment,
                 stderr=sink,
             )
@@ -78,8 +78,8 @@ class Process:
 
 
 @contextmanager
-def running(bundle: Path, log: Path, **settings: str) -> Iterator[Process]:
-    service = Process(bundle, log, **settings)
+def running(bundle: Path, log: Path, module: str = "service", **settings: str) -> Iterator[Process]:
+    service = Process(bundle, log, module, **settings)
     try:
         service.wait_until_ready()
         yield service

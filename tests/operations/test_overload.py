@@ -1,0 +1,81 @@
+"""More work than the model can do: what is taken is done, the rest is told so at once, and what is dead is not done."""
+
+import asyncio
+import json
+from collections import Counter
+
+from tests.operations.client import PNG, Answer, at_a_rate, leave, metric, request, send
+from tests.operations.trial_service import FAILING, HANGING
+from tests.service.fakes import picture
+from tests.service.test_process import Process
+from tests.service.test_reload import wait_until
+
+IMAGES_RUN = "evenkeel_batch_size_sum"
+PACE, QUEUE, BATCH = 0.05, 40, 4
+"""Of the fixture `slow`: seconds for each image, images that may wait, images in one run."""
+
+ANY, FAILS, HANGS = (request(picture(red // 10)) for red in (0, FAILING, HANGING))
+
+
+def statuses(answers: list[Answer]) -> dict[int, int]:
+    return dict(Counter(answer.status for answer in answers))
+
+
+async def test_at_five_times_capacity_whoever_is_taken_is_answered_in_time_and_the_rest_is_told_when_to_come(
+    slow: Process,
+) -> None:
+    for _ in range(3):
+        assert (await send(slow.port, ANY)).status == 200  # it knows its pace
+    before = metric(slow, IMAGES_RUN)
+    answers = await at_a_rate(slow.port, ANY, rate=5 / PACE, count=160)
+    taken = [answer for answer in answers if answer.status == 200]
+    refused = [answer for answer in answers if answer.status == 429]
+    assert len(taken) + len(refused) == 160, statuses(answers)
+    assert len(refused) > len(taken) >= QUEUE
+    assert metric(slow, IMAGES_RUN) - before == len(taken)
+    longest = (QUEUE + BATCH) * PACE
+    assert max(float(answer.headers["x-queue-time"]) for answer in taken) < 1.5e3 * longest
+    assert {int(answer.headers["retry-after"]) for answer in refused} <= {
+        2,
+        3,
+        4,
+    }  # 2.2 s, rounded up, on a busy machine
+    assert {answer.json["code"] for answer in refused} == {"queue_full"}
+    assert max(answer.seconds for answer in refused) < longest
+
+
+async def test_what_has_expired_or_was_abandoned_costs_no_run_of_the_model(slow: Process) -> None:
+    hurried = request(picture(), headers={**PNG, "X-Request-Timeout": "0.3"})
+    before, left = metric(slow, IMAGES_RUN), metric(slow, 'evenkeel_rejected_images_total{reason="client_left"}')
+    patient = [asyncio.create_task(send(slow.port, ANY)) for _ in range(16)]  # 0.8 s
+    await asyncio.sleep(0.1)
+    late = [asyncio.create_task(send(slow.port, hurried)) for _ in range(10)]
+    gone = [leave(slow.port, ANY, after=0.2) for _ in range(10)]
+    await asyncio.gather(*gone)
+    assert statuses(await asyncio.gather(*patient)) == {200: 16}
+    assert statuses(await asyncio.gather(*late)) == {504: 10}
+    assert metric(slow, IMAGES_RUN) - before == 16
+    assert metric(slow, 'evenkeel_rejected_images_total{reason="client_left"}') - left == 10
+    assert metric(slow, "evenkeel_images_in_flight") == 0
+
+
+async def test_a_failing_picture_fails_alone(slow: Process) -> None:
+    first = asyncio.create_task(send(slow.port, ANY))
+    await asyncio.sleep(0.02)
+    answers = await asyncio.gather(send(slow.port, FAILS), *(send(slow.port, ANY) for _ in range(7)))
+    assert (await first).status == 200
+    assert [answer.status for answer in answers] == [500] + [200] * 7
+    assert answers[0].json["code"] == "inference_failed"
+    assert b"memory" not in answers[0].body
+    assert "the device is out of memory" in slow.log.read_text()
+
+
+async def test_while_the_model_hangs_readiness_is_off_and_the_process_alive(slow: Process) -> None:
+    hanging = asyncio.create_task(send(slow.port, HANGS))
+    await asyncio.to_thread(wait_until, lambda: slow.get("/readyz")[0] == 503)
+    assert json.loads(slow.get("/readyz")[1])["message"] == "The model has stopped answering."
+    assert slow.get("/healthz")[0] == 200
+    assert (await hanging).status == 200
+    await asyncio.to_thread(wait_until, lambda: slow.get("/readyz")[0] == 200)
+    assert metric(slow, "evenkeel_stalls_total") == 1
+    assert "not ready until it does" in slow.log.read_text()
