@@ -1,4 +1,7 @@
-"""docker-compose.yml: valid, closed to the outside, and in step with the files and versions that it names."""
+"""docker-compose.yml: valid, closed to the outside, and in step with the files and versions that it names.
+
+Likewise docker-compose.postgresql.yml, which goes on top of it.
+"""
 
 import json
 import re
@@ -7,13 +10,30 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import make_url
+
+from service.database import check_url
 
 OURS = ("service", "service-gpu", "trainer")
 
 
 def interpolated(text: str, environment: dict[str, str]) -> str:
-    """Put in `${NAME:-default}` as Compose does."""
-    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: environment.get(found[1], found[2]), text)
+    """Put in `${NAME:-default}` and `${NAME:?message}` as Compose does, which ends without a value that is needed."""
+
+    def value(found: re.Match[str]) -> str:
+        name, sign, rest = found.groups()
+        if sign == "?" and not environment.get(name):
+            raise LookupError(f"required variable {name} is missing a value: {rest}")
+        return environment.get(name) or rest
+
+    return re.sub(r"\$\{(\w+):([-?])([^}]*)\}", value, text)
+
+
+def merged(base: Any, top: Any) -> Any:
+    """Put one file on top of another as Compose does, for what occurs here: maps are merged, all else is replaced."""
+    if isinstance(base, dict) and isinstance(top, dict):
+        return base | {name: merged(base.get(name), value) for name, value in top.items()}
+    return top
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +48,24 @@ def compose(compose_text: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def on_postgresql(root: Path, compose: dict[str, Any]) -> dict[str, Any]:
+    text = (root / "docker-compose.postgresql.yml").read_text()
+    document: dict[str, Any] = merged(compose, yaml.safe_load(interpolated(text, {"POSTGRES_PASSWORD": "p@:/ss"})))
+    return document
+
+
+@pytest.fixture(scope="module")
 def services(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = compose["services"]
     return table
 
 
-def test_it_is_valid_by_the_compose_specification(compose: dict[str, Any]) -> None:
+@pytest.mark.parametrize("files", ["compose", "on_postgresql"])
+def test_it_is_valid_by_the_compose_specification(files: str, request: pytest.FixtureRequest) -> None:
     specification = pytest.importorskip("compose_spec", reason="compose-spec has no build for this platform")
-    names = specification.PyCompose.from_yaml(yaml.safe_dump(compose)).service_names()
-    assert set(names) == compose["services"].keys()
+    document: dict[str, Any] = request.getfixturevalue(files)
+    names = specification.PyCompose.from_yaml(yaml.safe_dump(document)).service_names()
+    assert set(names) == document["services"].keys()
 
 
 def test_nothing_is_left_to_interpolate(compose_text: str) -> None:
@@ -141,3 +170,47 @@ def test_grafana_finds_its_dashboard_and_its_source(root: Path, services: dict[s
     assert source["url"] == "http://prometheus:9090"
     used = {target["datasource"]["uid"] for panel in dashboard["panels"] for target in panel.get("targets", [])}
     assert used == {source["uid"]}
+
+
+def test_replicas_share_a_postgresql_that_they_wait_for(on_postgresql: dict[str, Any]) -> None:
+    database = on_postgresql["services"]["postgresql"]
+    for name in ("service", "service-gpu"):
+        service = on_postgresql["services"][name]
+        address = make_url(check_url(service["environment"]["EVENKEEL_DATABASE_URL"]))
+        assert address.host == "postgresql"
+        assert address.username == database["environment"]["POSTGRES_USER"]
+        assert address.database == database["environment"]["POSTGRES_DB"]
+        assert service["environment"]["EVENKEEL_PROVIDER"] in {"cpu", "cuda"}
+        assert service["depends_on"] == {"postgresql": {"condition": "service_healthy"}}
+    assert database["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
+
+
+def test_postgresqls_password_is_the_operators_and_in_no_address(root: Path, on_postgresql: dict[str, Any]) -> None:
+    text = (root / "docker-compose.postgresql.yml").read_text()
+    with pytest.raises(LookupError, match="required variable POSTGRES_PASSWORD is missing a value: set it to"):
+        interpolated(text, {"POSTGRES_PASSWORD": ""})
+    environments = {name: on_postgresql["services"][name]["environment"] for name in ("service", "service-gpu")}
+    for environment in environments.values():
+        assert environment["PGPASSWORD"] == "p@:/ss"
+        assert make_url(environment["EVENKEEL_DATABASE_URL"]).password is None
+    assert on_postgresql["services"]["postgresql"]["environment"]["POSTGRES_PASSWORD"] == "p@:/ss"
+
+
+def test_postgresql_is_hardened_pinned_and_open_to_the_containers_alone(on_postgresql: dict[str, Any]) -> None:
+    database = on_postgresql["services"]["postgresql"]
+    assert (database["read_only"], database["cap_drop"], database["user"]) == (True, ["ALL"], "postgres")
+    assert database["security_opt"] == ["no-new-privileges:true"]
+    assert re.fullmatch(r"postgres:\d+\.\d+", database["image"])
+    assert "ports" not in database
+    assert database["volumes"] == ["postgresql:/var/lib/postgresql"]
+    assert "postgresql" in on_postgresql["volumes"]
+
+
+def test_without_the_second_file_nothing_asks_for_a_postgresql(services: dict[str, dict[str, Any]]) -> None:
+    assert "postgresql" not in services
+    assert "EVENKEEL_DATABASE_URL" not in services["service"]["environment"]
+
+
+def test_each_replica_can_have_a_port_of_its_own(root: Path) -> None:
+    text = interpolated((root / "docker-compose.yml").read_text(), {"PORT": "8000-8001"})
+    assert yaml.safe_load(text)["services"]["service"]["ports"] == ["127.0.0.1:8000-8001:8000"]
