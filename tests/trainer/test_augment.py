@@ -1,20 +1,25 @@
+import pickle
+
 import pytest
 import torch
 from PIL import Image
 
 from service.bundle import InputSpec
 from tests.trainer.tiny import pixels
-from trainer.augment import batch_augmentation, sample_augmentation, to_unit_range
+from trainer.augment import batch_augmentation, cutout, policy_augmentation, sample_augmentation, to_unit_range
 from trainer.config import AugmentConfig
 
 SPEC = InputSpec(height=8, width=8, resize="exact", mean=(0, 0, 0), std=(1, 1, 1))
 BATCH = torch.stack([torch.from_numpy(pixels(seed)).permute(2, 0, 1) for seed in range(16)])
-EVERYTHING = AugmentConfig(crop_padding=2, random_resized_crop=True, horizontal_flip=True, color_jitter=0.4)
+EVERYTHING = AugmentConfig(
+    crop_padding=2, random_resized_crop=True, horizontal_flip=True, color_jitter=0.4, policy="auto", cutout=3
+)
 
 
 def test_nothing_switched_on_changes_nothing() -> None:
     plain = to_unit_range(BATCH)
     assert torch.equal(batch_augmentation(AugmentConfig(), SPEC)(plain), plain)
+    assert policy_augmentation(AugmentConfig(), SPEC)(BATCH) is BATCH
     image = Image.fromarray(pixels(0))
     assert torch.equal(sample_augmentation(AugmentConfig(), SPEC)(image), BATCH[0])
 
@@ -68,3 +73,39 @@ def test_one_picture_of_any_size_becomes_the_models_pixels(size: tuple[int, int]
     changed = transform(Image.fromarray(pixels(1, *size)))
     assert (changed.shape, changed.dtype) == ((3, 8, 8), torch.uint8)
     assert not torch.equal(changed, transform(Image.fromarray(pixels(1, *size))))
+
+
+def test_cutout_puts_one_square_of_the_mean_colour_on_each_picture() -> None:
+    torch.manual_seed(0)
+    fill = torch.tensor([0.25, 0.5, 0.75]).view(3, 1, 1)
+    pictures = torch.rand(400, 3, 8, 10)
+    hidden = (cutout(pictures, 4, fill) == fill).all(dim=1)
+    areas = hidden.sum(dim=(1, 2))
+    assert areas.max() == 16, "the whole square"
+    assert areas.min() == 4, "its middle on a corner: a quarter"
+    rows, columns = hidden.any(dim=2).sum(dim=1), hidden.any(dim=1).sum(dim=1)
+    assert torch.equal(rows * columns, areas), "one rectangle"
+    assert hidden.any(dim=0).all(), "anywhere"
+    assert torch.equal(cutout(pictures, 0, fill), pictures)
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_batches_and_single_pictures_get_the_same_colour(white: int) -> None:
+    spec = SPEC.model_copy(update={"mean": (0.2, 0.4, 0.6)})
+    config = AugmentConfig(cutout=16)  # covers all of 8x8 pixels, wherever its middle is
+    colour = torch.tensor([0.2, 0.4, 0.6])
+    if white == 1:
+        changed = batch_augmentation(config, spec)(to_unit_range(BATCH))
+    else:
+        changed = sample_augmentation(config, spec)(Image.fromarray(pixels(0))).unsqueeze(0)
+        colour = (255 * colour).to(torch.uint8)
+    assert all((one == colour.view(3, 1, 1)).all() for one in changed)
+
+
+def test_a_transform_can_be_sent_to_a_worker_process() -> None:
+    transform = pickle.loads(pickle.dumps(sample_augmentation(EVERYTHING, SPEC)))
+    results = []
+    for one in (transform, sample_augmentation(EVERYTHING, SPEC)):
+        torch.manual_seed(5)
+        results.append(one(Image.fromarray(pixels(0, 20, 20))))
+    assert torch.equal(*results)

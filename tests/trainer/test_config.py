@@ -16,6 +16,7 @@ def test_every_recipe_loads_under_its_own_name(name: str) -> None:
 
 def test_the_recipes_of_the_paper_are_there() -> None:
     assert {"digits_lt", "cifar10_lt", "cifar100_lt", "imagenet_lt", "places_lt"} <= set(recipe_names())
+    assert {"cifar10_lt_strong", "cifar100_lt_strong"} <= set(recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -57,6 +58,9 @@ def test_an_override_may_hold_a_whole_section_an_equals_sign_and_scientific_nota
         ("head.num_heads=0", "head.num_heads: .*greater than or equal to 1, got 0"),
         ("head.momentum_decay=copled", "head.momentum_decay: .*valid number.*; or .*'coupled', got 'copled'"),
         ("head.momentum_decay=2", "head.momentum_decay: .*less than or equal to 1; or .*'coupled', got 2"),
+        ("augment.policy=autoaugment", "augment.policy: .*'auto', 'rand' or 'trivial', got 'autoaugment'"),
+        ("augment.mixing_until=1.5", "augment.mixing_until: .*less than or equal to 1, got 1.5"),
+        ("averaging.decay=1", "averaging.decay: .*less than 1, got 1"),
         ("precision=fp16", "precision: .*'bf16' or 'fp32', got 'fp16'"),
         ("optimizer.learning_rate=0", "optimizer.learning_rate: .*greater than 0, got 0"),
         ("optimizer.momentum=1", "optimizer.momentum: .*less than 1, got 1"),

@@ -11,6 +11,7 @@ from trainer.checkpoint import Checkpoint, load_checkpoint
 from trainer.config import Recipe
 from trainer.data import Pixels, Splits, load_splits
 from trainer.errors import TrainerError
+from trainer.runs import train_run
 from trainer.schedule import momentum_decay
 from trainer.train import Training, choose_device
 
@@ -58,6 +59,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     [
         ("schedule.epochs=3", "head.momentum_decay=coupled"),
         ("precision=bf16", "optimizer.nesterov=true", "augment.color_jitter=0.2"),
+        ("averaging.decay=0.9", "augment={policy: auto, cutout: 3, cutmix: 1, mixup: 1, mixing_probability: 0.7}"),
     ],
 )
 def test_a_resumed_run_is_the_unbroken_run(tmp_path: Path, digits: Splits, settings: tuple[str, ...]) -> None:
@@ -72,6 +74,7 @@ def test_a_resumed_run_is_the_unbroken_run(tmp_path: Path, digits: Splits, setti
     assert len(losses(resumed)) == recipe.schedule.epochs
     assert_same(resumed.model, unbroken.model)
     assert_same(resumed.optimizer, unbroken.optimizer)
+    assert_same(resumed.average, unbroken.average)
     assert resumed.model["head.momentum_direction"].any()
 
 
@@ -159,6 +162,51 @@ def test_a_step_is_sgd_with_momentum_and_weight_decay_on_the_cross_entropy(digit
                 parameter.sub_(rate * momentum[name])
     for (name, one), other in zip(training.model.named_parameters(), model.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-5), name
+
+
+def test_the_averaged_weights_become_the_model_with_a_direction_of_their_own(tmp_path: Path, digits: Splits) -> None:
+    recipe = tiny_recipe("averaging.decay=0.9")
+    training = Training(recipe, digits, CPU)
+    pixels = Pixels(digits.train, recipe, CPU, name="training images")
+    training.run(pixels, tmp_path)
+    last = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+    averaged = load_checkpoint(tmp_path).average
+    training.adopt_average(pixels)
+    model = training.model
+    assert not training.checkpoint.average
+    assert_same({name: tensor for name, tensor in averaged.items() if "direction" not in name}, weights_of(model))
+    assert not torch.equal(model.head.weight, last["head.weight"])
+    expected = torch.zeros(64, dtype=torch.float64)
+    for batch, _ in pixels.training(recipe.schedule.epochs):
+        expected = 0.9 * expected + model.eval()(batch)[1].double().mean(dim=0)
+    assert torch.allclose(model.head.momentum_direction.double(), expected, rtol=1e-4, atol=1e-5)
+    assert_same(training.checkpoint.model, model.state_dict())
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict()
+    return {name: one for name, one in state.items() if one.is_floating_point() and "direction" not in name}
+
+
+def test_a_run_that_is_killed_before_the_average_is_adopted_ends_as_the_unbroken_one(
+    tmp_path: Path, digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe("averaging.decay=0.9", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    train_run(recipe, tmp_path / "unbroken", device_name="cpu", resume=False)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(Training, "adopt_average", stop)
+        train_run(recipe, tmp_path / "broken", device_name="cpu", resume=False)
+    train_run(recipe, tmp_path / "broken", device_name="cpu", resume=True)
+    unbroken, resumed = (load_checkpoint(tmp_path / name) for name in ("unbroken", "broken"))
+    assert_same(resumed.model, unbroken.model)
+    assert resumed.alphas == unbroken.alphas
+    again = Training(recipe, digits, CPU)
+    again.resume(tmp_path / "broken")
+    assert_same(again.model.state_dict(), resumed.model)
+
+
+def stop(*_: object) -> None:
+    raise StoppedError
 
 
 @pytest.mark.parametrize(
