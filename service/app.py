@@ -162,4 +162,6 @@ def _parts_of(served: Model, exhibits: Exhibits, settings: Settings) -> dict[str
 def _announce(served: Model, instruments: Metrics) -> None:
     manifest = served.manifest
     what = {"name": manifest.name, "version": manifest.version}
+    trained = manifest.trained_cosine()
+    instruments.trained_cosine.set_function(lambda: {} if trained is None else {manifest.version: trained})
     instruments.model.info(what | {"provider": served.provider, "precision": served.precision})

@@ -6,16 +6,20 @@ the old ones or the new ones, never a mixture. It knows neither the database nor
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
+from service.client_metrics import ClientCounts
 from service.clients import ANONYMOUS, ClientPolicy, Terms, fit
 from service.errors import PolicyMismatch, RateLimited
 from service.keys import hash_key
 from service.manifest import Manifest
-from service.metrics import ClientCounts, Metrics
+from service.metrics import Metrics
 from service.policy_store import Snapshot
 from service.rates import TokenBucket
 
 OTHER = "other"
+NAMELESS = "anonymous"
+"""The labels of clients without one of their own, and of requests without a client."""
 
 
 class Caller:
@@ -79,7 +83,7 @@ class Callers:
         self._by_name: Mapping[str, Caller] = {}
         self._labelled: dict[str, ClientCounts] = {}
         self._others: ClientCounts | None = None
-        self.anonymous = Caller(ANONYMOUS, ClientPolicy(), metrics.clients.of("anonymous"), None)
+        self.anonymous = Caller(ANONYMOUS, ClientPolicy(), metrics.clients.of(NAMELESS), None)
         self.loaded_at: float | None = None
         metrics.policies_age.set_function(self._age)
 
@@ -95,6 +99,19 @@ class Callers:
     def of_name(self, name: str) -> Caller | None:
         """Return the client of this name, or None."""
         return self.anonymous if name == ANONYMOUS else self._by_name.get(name)
+
+    def alphas(self, manifest: Manifest, max_prior_strength: float) -> dict[str, float]:
+        """Return the alpha of requests that name none, by label; without clients whose policy does not fit."""
+        found = {NAMELESS: self.anonymous.terms(manifest, max_prior_strength).alpha}
+        for name, caller in self._by_name.items():
+            if self.has_label(name):
+                with suppress(PolicyMismatch):
+                    found[name] = caller.terms(manifest, max_prior_strength).alpha
+        return found
+
+    def has_label(self, name: str) -> bool:
+        """Return whether the client has series of its own."""
+        return name in self._labelled
 
     def load(self, snapshot: Snapshot | None) -> None:
         """Take over new policies; None says that those in use are current."""

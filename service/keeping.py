@@ -11,8 +11,10 @@ from service.database import Database
 from service.feedback import Feedback
 from service.manifest import Manifest
 from service.metrics import Metrics
+from service.objectives import parse_objective
 from service.policy_store import PolicyStore
 from service.prediction_store import PredictionStore
+from service.recommendations import Recommendations
 from service.recorder import Recorder
 from service.settings import Settings
 
@@ -48,6 +50,17 @@ class Keeping:
             max_prior_strength=settings.max_prior_strength,
         )
         self.feedback = Feedback(self.predictions, self.recorder, self.callers)
+        self.recommendations = Recommendations(
+            self.policies,
+            self.predictions,
+            self.callers,
+            parse_objective(settings.recommend_objective),
+            settings.max_prior_strength,
+        )
+        metrics.clients.recommended_alpha.set_function(self.recommendations.alphas)
+        metrics.clients.current_alpha.set_function(
+            lambda: self.callers.alphas(self._manifest, settings.max_prior_strength)
+        )
         self.executor = ThreadPoolExecutor(4, thread_name_prefix="store")
         self._revision = 0
         self._prepared = False
@@ -56,6 +69,8 @@ class Keeping:
             Background("writing predictions", _WRITE, self._write),
             Background("forgetting old predictions", _PRUNE, self._prune),
         ]
+        if settings.recommend_interval:
+            self._threads.append(Background("recommending alpha", settings.recommend_interval, self._recommend))
 
     def begin(self) -> None:
         """Read the policies if the database is there, and start the threads; takes some seconds where it is not."""
@@ -95,6 +110,10 @@ class Keeping:
     def _write(self) -> None:
         if self._prepared:
             self.recorder.flush()
+
+    def _recommend(self) -> None:
+        if self._prepared:
+            self.recommendations.update()
 
     def _prune(self) -> None:
         if self._prepared:

@@ -231,6 +231,15 @@ class ManifestDraft(_Strict):
         log_share: NDArray[np.float64] = np.log(counts / counts.sum())
         return log_share
 
+    def trained_cosine(self) -> float | None:
+        """Return the mean confounder cosine of the training images, or None where the provenance does not say."""
+        metrics = self.provenance.get("metrics")
+        cosines = metrics.get("mean_cosine") if isinstance(metrics, dict) else None
+        if not isinstance(cosines, list) or not cosines:
+            return None
+        numbers = [each for each in cosines if isinstance(each, int | float)]
+        return sum(numbers) / len(numbers) if len(numbers) == len(cosines) else None
+
 
 class Manifest(ManifestDraft):
     """The whole `manifest.json`. `version` is a hash of everything else, the files' hashes among it."""

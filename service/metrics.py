@@ -6,10 +6,12 @@ codes come from tables, shot groups are three. It knows nothing of how anything 
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, Summary
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
 
+from service.client_metrics import ClientInstruments, MovingMean
 from service.histogram import LoopHistogram, LoopHistograms
-from service.manifest import SHOT_GROUPS, ShotGroup
+from service.live_gauge import LiveGauge
+from service.manifest import SHOT_GROUPS
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -18,7 +20,6 @@ _COSINES = tuple(tenth / 10 for tenth in range(-10, 11))
 
 REJECTION_REASONS = ("queue_full", "rate_limited", "shutting_down", "deadline_exceeded", "client_left")
 STAGES = ("decode", "queue", "inference", "total")
-OUTCOMES = ("right", "wrong")
 RELOAD_OUTCOMES = ("swapped", "refused", "unchanged")
 
 
@@ -83,8 +84,14 @@ class Metrics:
         )
         self.confounder_cosine_mean = Gauge(
             "evenkeel_confounder_cosine_mean",
-            "Exponential moving average of the confounder cosine over about 1,000 predictions.",
+            "Mean of the confounder cosine over about the last 1,000 predictions.",
             registry=registry,
+        )
+        self.trained_cosine = LiveGauge(
+            "evenkeel_confounder_cosine_trained",
+            "Mean of the confounder cosine over the training images; none where the bundle does not say.",
+            "version",
+            registry,
         )
         self.clients = ClientInstruments(registry)
         self.store_up = Gauge(
@@ -106,8 +113,8 @@ class Metrics:
         )
         self.ready = Gauge("evenkeel_ready", "1 while requests are welcome, else 0.", registry=registry)
         self.model = Info("evenkeel_model", "The model that is served, and what runs it.", registry=registry)
-        self._mean_cosine: float | None = None
-        self.confounder_cosine_mean.set_function(lambda: self._mean_cosine or 0.0)
+        self._mean_cosine = MovingMean()
+        self.confounder_cosine_mean.set_function(lambda: self._mean_cosine.value)
         self._predictions: dict[str, Counter] = {group: self.predictions.labels(group) for group in SHOT_GROUPS}
         self._requests: dict[tuple[str, int], Counter] = {}
         self._start_at_zero()
@@ -138,75 +145,7 @@ class Metrics:
         if flipped:
             self.flips.labels(plain_group, winner_group).inc()
         self.confounder_cosine.observe(confounder_cosine)
-        mean = confounder_cosine if self._mean_cosine is None else self._mean_cosine
-        self._mean_cosine = mean + 0.001 * (confounder_cosine - mean)
-
-
-class ClientInstruments:
-    """What is counted for each client; the label is one of a bounded number (`service.callers` chooses it)."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.predictions = Counter(
-            "evenkeel_client_predictions_total",
-            "Predictions by client and by the winner's shot group.",
-            ["client", "shot_group"],
-            registry=registry,
-        )
-        self.flips = Counter(
-            "evenkeel_client_flips_total",
-            "Predictions whose winner differs from the winner at alpha 0, by client.",
-            ["client"],
-            registry=registry,
-        )
-        self.near_breakpoint = Counter(
-            "evenkeel_client_near_breakpoint_total",
-            "Predictions whose winner changes within 0.1 of the alpha served, by client.",
-            ["client"],
-            registry=registry,
-        )
-        self.alpha = Summary("evenkeel_client_alpha", "Alpha of predictions, by client.", ["client"], registry=registry)
-        self.feedback = Counter(
-            "evenkeel_feedback_total",
-            "Labels received, by client, by the true class's shot group, and by whether the answer was right.",
-            ["client", "shot_group", "outcome"],
-            registry=registry,
-        )
-
-    def of(self, label: str) -> "ClientCounts":
-        """Return the series of one client, from zero."""
-        return ClientCounts(self, label)
-
-
-class ClientCounts:
-    """The series of one client, looked up once."""
-
-    __slots__ = ("_alpha", "_feedback", "_flips", "_near_breakpoint", "_predictions")
-
-    def __init__(self, instruments: ClientInstruments, label: str) -> None:
-        self._predictions = {group: instruments.predictions.labels(label, group) for group in SHOT_GROUPS}
-        self._flips = instruments.flips.labels(label)
-        self._near_breakpoint = instruments.near_breakpoint.labels(label)
-        self._alpha = instruments.alpha.labels(label)
-        self._feedback = {
-            (group, outcome): instruments.feedback.labels(label, group, outcome)
-            for group in SHOT_GROUPS
-            for outcome in OUTCOMES
-        }
-
-    def observe_prediction(
-        self, *, alpha: float, winner_group: ShotGroup, flipped: bool, near_breakpoint: bool
-    ) -> None:
-        """Count one prediction."""
-        self._predictions[winner_group].inc()
-        self._alpha.observe(alpha)
-        if flipped:
-            self._flips.inc()
-        if near_breakpoint:
-            self._near_breakpoint.inc()
-
-    def observe_label(self, group: ShotGroup, *, right: bool) -> None:
-        """Count one label."""
-        self._feedback[group, "right" if right else "wrong"].inc()
+        self._mean_cosine.observe(confounder_cosine)
 
 
 def _histogram(name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> LoopHistogram:

@@ -50,6 +50,14 @@ class LabelledPrediction:
     candidates: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class LabelCount:
+    """How many labels a client's kept predictions have, and when the newest came, in seconds since 1970."""
+
+    labels: int
+    newest: float
+
+
 class PredictionStore:
     """Writes predictions and labels, and reads them for replay.
 
@@ -129,6 +137,14 @@ class PredictionStore:
         with self._database.reading() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else str(row.model)
+
+    def label_counts(self) -> dict[str, LabelCount]:
+        """Return what each client has of labels, by its name; only those that have some."""
+        kept, labels = tables.predictions, tables.labels
+        query = select(kept.c.client, func.count().label("labels"), func.max(labels.c.at).label("newest"))
+        query = query.join(labels, labels.c.prediction == kept.c.id).group_by(kept.c.client)
+        with self._database.reading() as connection:
+            return {row.client: LabelCount(row.labels, row.newest) for row in connection.execute(query)}
 
     def prune(self, *, max_age: float, max_count: int) -> int:
         """Forget the oldest predictions with their labels, beyond an age in seconds and a number; return how many."""

@@ -6,6 +6,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.database import check_url
+from service.errors import InvalidParameter
+from service.objectives import parse_objective
 
 
 class Settings(BaseSettings):
@@ -79,6 +81,15 @@ class Settings(BaseSettings):
         50, ge=0, le=1000, description="most clients with a label of their own in the metrics; the rest are other"
     )
 
+    recommend_interval: float = Field(
+        300.0,
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="seconds between looks at what new labels recommend, for the metrics; 0: never",
+    )
+    recommend_objective: str = Field("balanced", description="what is recommended for, as tune --objective takes it")
+
     watch_bundle: float = Field(
         0.0,
         ge=0,
@@ -97,6 +108,14 @@ class Settings(BaseSettings):
     @classmethod
     def _a_database_that_can_be_used(cls, url: str) -> str:
         return check_url(url)
+
+    @field_validator("recommend_objective")
+    @classmethod
+    def _an_objective_that_can_be_read(cls, text: str) -> str:
+        try:
+            return parse_objective(text).text
+        except InvalidParameter as error:
+            raise ValueError(f"{error.message} {error.remedy}") from error
 
     @model_validator(mode="after")
     def _a_request_fits_the_queue(self) -> Self:

@@ -256,7 +256,13 @@ def _observe(query: InferQuery, columns: dict[str, NDArray[np.float32]], service
             confounder_cosine=cosines[row],
         )
         caller.counts.observe_prediction(
-            alpha=alpha, winner_group=groups[winner], flipped=flipped, near_breakpoint=near[row]
+            alpha=alpha,
+            prior_strength=query.knobs[row].prior_strength,
+            winner_group=groups[winner],
+            plain_group=groups[plain_winner],
+            flipped=flipped,
+            near_breakpoint=near[row],
+            confounder_cosine=cosines[row],
         )
 
 

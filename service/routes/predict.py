@@ -96,8 +96,11 @@ def _answer(query: PredictQuery, scores: list[Score], service: Service, caller: 
         start, end = answer["stable_interval"]
         caller.counts.observe_prediction(
             alpha=alpha,
+            prior_strength=image.knobs.prior_strength,
             winner_group=winner["shot_group"],
+            plain_group=plain["shot_group"],
             flipped=flipped,
+            confounder_cosine=score.confounder_cosine,
             near_breakpoint=(alpha - start < NEAR and start > manifest.alpha.minimum)
             or (end - alpha < NEAR and end < manifest.alpha.maximum),
         )

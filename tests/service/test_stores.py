@@ -158,7 +158,7 @@ def test_what_is_not_there_or_cannot_be_is_refused(policies: PolicyStore) -> Non
 
 
 def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Database, policies: PolicyStore) -> None:
-    store = PredictionStore(database)
+    store = PredictionStore(database, clock=count(1000).__next__)
     store.write([prediction(1), prediction(2), prediction(3, "other")])
     store.write([prediction(1)])
     ids = [prediction(number).id for number in (1, 2, 3, 4)]
@@ -171,6 +171,11 @@ def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Datab
     assert store.newest_labelled_model("shop") == "m" * 16
     assert store.newest_labelled_model("nobody") is None
     assert store.labelled("shop", model="m" * 16, target="another", limit=10) == []
+    counts = store.label_counts()
+    assert {name: each.labels for name, each in counts.items()} == {"shop": 1, "other": 1}
+    before = counts["shop"].newest
+    store.label({ids[0]: 3})
+    assert store.label_counts()["shop"].newest > before
 
 
 def test_a_removed_client_leaves_no_prediction_or_label(database: Database, policies: PolicyStore) -> None:
