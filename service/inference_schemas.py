@@ -86,7 +86,7 @@ class TensorDescription(_Closed):
     """A tensor of the model; -1 is a length that is free."""
 
     name: str
-    datatype: Literal["UINT8", "FP32"]
+    datatype: Literal["UINT8", "FP32", "BYTES"]
     shape: list[int]
 
 

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.clients import Terms
 from service.manifest import Manifest
 from service.metrics import Metrics
 from service.prediction_store import KeptPrediction, PredictionStore
 from service.replay import Rectangle, candidates
-from service.scoring import Knobs, Score
+from service.scoring import Knobs
 
 _BATCH = 500
 
@@ -33,7 +34,9 @@ class _Note(NamedTuple):
     at: float
     knobs: Knobs
     target: str
-    score: Score
+    winner: int
+    factual_logits: NDArray[np.float32]
+    counterfactual_logits: NDArray[np.float32]
 
 
 class Recorder:
@@ -58,7 +61,17 @@ class Recorder:
         self._writing = threading.Lock()
         metrics.store_waiting.set_function(lambda: len(self._notes) + len(self._ready))
 
-    def note(self, client: str, terms: Terms, manifest: Manifest, knobs: Knobs, score: Score) -> str:
+    def note(
+        self,
+        client: str,
+        terms: Terms,
+        manifest: Manifest,
+        knobs: Knobs,
+        *,
+        winner: int,
+        factual_logits: NDArray[np.float32],
+        counterfactual_logits: NDArray[np.float32],
+    ) -> str:
         """Note one prediction and return its identifier, which begins with the time so that new ones lie together."""
         now = time.time()
         identifier = f"{int(now * 1000):012x}{secrets.token_hex(7)}"
@@ -67,7 +80,8 @@ class Recorder:
         if len(self._notes) + len(self._ready) >= self._max_waiting:
             self._metrics.store_dropped.inc()
         else:
-            self._notes.append(_Note(identifier, client, manifest, now, knobs, terms.target_version, score))
+            lines = factual_logits, counterfactual_logits
+            self._notes.append(_Note(identifier, client, manifest, now, knobs, terms.target_version, winner, *lines))
         return identifier
 
     def flush(self) -> None:
@@ -97,8 +111,8 @@ class Recorder:
     def _kept(self, notes: Sequence[_Note]) -> list[KeptPrediction]:
         manifest, log_target = notes[0].manifest, notes[0].knobs.log_target
         found = candidates(
-            np.stack([note.score.factual_logits for note in notes]),
-            np.stack([note.score.counterfactual_logits for note in notes]),
+            np.stack([note.factual_logits for note in notes]),
+            np.stack([note.counterfactual_logits for note in notes]),
             log_class_share=manifest.log_class_share(),
             log_target=log_target,
             rectangle=Rectangle(manifest.alpha.minimum, manifest.alpha.maximum, self._max_prior_strength),
@@ -113,7 +127,7 @@ class Recorder:
                 prior_strength=note.knobs.prior_strength,
                 max_prior_strength=self._max_prior_strength,
                 target=note.target,
-                winner=int(note.score.ranking[0]),
+                winner=note.winner,
                 candidates=each.pack(len(manifest.classes)),
             )
             for note, each in zip(notes, found, strict=True)

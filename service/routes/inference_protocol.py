@@ -50,6 +50,9 @@ from service.tensors import Shape, Values, join_message, write_tensor
 
 router = APIRouter(prefix="/v2", route_class=PlainRoute, tags=["Open Inference Protocol"])
 
+IDENTIFIER = "prediction_id"
+"""The output that names each prediction for `/feedback`; who names outputs and leaves it out is not kept."""
+
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -103,7 +106,10 @@ async def model_metadata(request: Request) -> Response:
             "versions": [model.manifest.version],
             "platform": "onnxruntime_onnx",
             "inputs": [_described(name, *kind) for name, kind in inputs.items()],
-            "outputs": [_described(name, "FP32", shape) for name, shape in output_shapes(model).items()],
+            "outputs": [
+                _described(name, "BYTES" if name == IDENTIFIER else "FP32", shape)
+                for name, shape in output_shapes(model).items()
+            ],
         }
     )
 
@@ -161,7 +167,7 @@ async def infer(request: Request) -> Response:
             rows = await admission.run(_works(query, service), deadline=deadline)
         finally:
             watch.end()
-    response = _answer(query, cast(list[Tensors], rows), service, caller)
+    response = _answer(query, cast(list[Tensors], rows), service, caller, rules)
     times = Times(decoded - decoding, *admission.seconds, perf_counter() - begin)
     service.metrics.decode_seconds.observe(times.decode)
     service.metrics.total_seconds.observe(times.total)
@@ -198,7 +204,7 @@ def _works(query: InferQuery, service: Service) -> list[Work]:
     return [Work(by, pixels, knobs, wants) for pixels, knobs in zip(query.images, query.knobs, strict=True)]
 
 
-def _answer(query: InferQuery, rows: list[Tensors], service: Service, caller: Caller) -> Response:
+def _answer(query: InferQuery, rows: list[Tensors], service: Service, caller: Caller, rules: Rules) -> Response:
     manifest = service.model.manifest
     columns = {
         name: np.stack([getattr(row, name) for row in rows])
@@ -206,10 +212,13 @@ def _answer(query: InferQuery, rows: list[Tensors], service: Service, caller: Ca
         if getattr(rows[0], name) is not None
     }
     _observe(query, columns, service, caller)
-    written = [
-        write_tensor(output.name, _values(columns[output.name], output, manifest), binary=output.binary)
+    values: dict[str, Values] = {
+        output.name: _identifiers(query, columns, service, caller, rules)
+        if output.name == IDENTIFIER
+        else _values(columns[output.name], output, manifest)
         for output in query.outputs
-    ]
+    }
+    written = [write_tensor(output.name, values[output.name], binary=output.binary) for output in query.outputs]
     message: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version}
     if query.id is not None:
         message["id"] = query.id
@@ -228,6 +237,28 @@ def _values(values: NDArray[np.float32], output: RequestedOutput, manifest: Mani
     return [
         [f"{row[index]:f}:{index}:{manifest.classes[index].name}" for index in order]
         for row, order in zip(values.tolist(), ranking.tolist(), strict=True)
+    ]
+
+
+def _identifiers(
+    query: InferQuery, columns: dict[str, NDArray[np.float32]], service: Service, caller: Caller, rules: Rules
+) -> Values:
+    """Note each prediction for feedback, and return what names it there."""
+    winners = columns["logits"].argmax(axis=1).tolist()
+    lines = zip(columns["factual_logits"], columns["counterfactual_logits"], strict=True)
+    return [
+        [
+            service.keeping.recorder.note(
+                caller.name,
+                rules.terms,
+                service.model.manifest,
+                knobs,
+                winner=winner,
+                factual_logits=factual,
+                counterfactual_logits=counterfactual,
+            )
+        ]
+        for knobs, winner, (factual, counterfactual) in zip(query.knobs, winners, lines, strict=True)
     ]
 
 
@@ -271,6 +302,7 @@ def output_shapes(model: Model) -> dict[str, Shape]:
     classes, slices = len(model.manifest.classes), model.manifest.tde.num_heads
     shapes: dict[str, Shape] = dict.fromkeys(("logits", "factual_logits", "counterfactual_logits"), (classes,))
     shapes["confounder_cosine"] = (slices,)
+    shapes[IDENTIFIER] = (1,)
     if model.feature_map_shape is not None:
         shapes["feature_map"] = model.feature_map_shape
     return shapes

@@ -83,8 +83,16 @@ def _answer(query: PredictQuery, scores: list[Score], service: Service, caller: 
     answers = []
     for image, score in zip(query.images, scores, strict=True):
         answer = writer.image(image, score, top_k=query.top_k, breakpoints=query.breakpoints, lines=query.lines)
-        answer["prediction_id"] = note(caller.name, rules.terms, manifest, image.knobs, score)
         winner, plain = answer["predictions"][0], answer["plain"]
+        answer["prediction_id"] = note(
+            caller.name,
+            rules.terms,
+            manifest,
+            image.knobs,
+            winner=winner["index"],
+            factual_logits=score.factual_logits,
+            counterfactual_logits=score.counterfactual_logits,
+        )
         flipped, alpha = winner["index"] != plain["index"], image.knobs.alpha
         service.metrics.observe_prediction(
             alpha=alpha,

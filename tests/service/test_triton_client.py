@@ -72,6 +72,7 @@ def test_without_outputs_all_come_as_bytes_but_the_feature_map(client: Any) -> N
     result = client.infer("tiny", inputs(images(2), binary=True))
     assert result.as_numpy("logits").shape == (2, CLASSES)
     assert result.as_numpy("feature_map") is None
+    assert result.as_numpy("prediction_id").shape == (2, 1)
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -86,6 +86,7 @@ def test_the_metadata_is_the_contract_of_the_bundle(client: TestClient) -> None:
     assert shapes["alpha"] == shapes["prior_strength"] == [-1]
     assert shapes["logits"] == shapes["factual_logits"] == shapes["counterfactual_logits"] == [-1, 5]
     assert shapes["confounder_cosine"] == [-1, 2]
+    assert shapes["prediction_id"] == [-1, 1]
     assert shapes["feature_map"] == [-1, 3, 8, 8]
 
 
@@ -110,6 +111,7 @@ def test_tensors_go_in_and_all_but_the_feature_map_comes_out(client: TestClient,
         "factual_logits",
         "counterfactual_logits",
         "confounder_cosine",
+        "prediction_id",
     ]
     assert tensor(content, "logits").argmax(axis=1).tolist() == [0, 4]
     np.testing.assert_allclose(tensor(content, "confounder_cosine"), 0.5)
@@ -141,7 +143,7 @@ def test_the_knobs_may_be_parameters_of_the_request_and_the_default_is_the_model
 def test_flat_data_and_knobs_as_columns_are_the_same(client: TestClient) -> None:
     nested = infer(client, image(1, 2), knob("alpha", 0.5, 2))
     flat = infer(client, image(1, 2, data=pixels(1, 2).ravel().tolist()), knob("alpha", 0.5, 2, shape=[2, 1]))
-    assert nested["outputs"] == flat["outputs"]
+    assert nested["outputs"][:-1] == flat["outputs"][:-1]
 
 
 def test_a_ranking_names_value_index_and_label(client: TestClient) -> None:
@@ -368,6 +370,28 @@ def test_a_clients_key_brings_its_policy_and_its_rate(shop: tuple[TestClient, di
     limited = next(response for response in answers if response.status_code != 200)
     refused(limited, 429, "rate_limited")
     assert int(limited.headers["Retry-After"]) >= 1
+
+
+def test_predictions_can_be_labelled_and_replayed(shop: tuple[TestClient, dict[str, str]]) -> None:
+    served, header = shop
+    content = infer_as(served, header, image(0, 3)).json()
+    named = tensor(content, "prediction_id")
+    assert named.shape == (2, 1)
+    labels = [{"prediction_id": str(row[0]), "label": label} for row, label in zip(named, (1, 2), strict=True)]
+    assert served.post("/feedback", json=labels, headers=header).json() == {"accepted": 2, "refused": []}
+    text = served.get("/metrics").text  # at alpha 1.5 the first is class 1, and the second is not class 2
+    assert 'evenkeel_feedback_total{client="shop",outcome="right",shot_group="many"} 1.0' in text
+    assert served.get("/clients/shop/tradeoff", headers=header).json()["labels"] == 2
+
+
+def test_predictions_of_which_the_request_wants_no_name_are_not_kept(client: TestClient) -> None:
+    recorder = client.app.state.service.keeping.recorder  # type: ignore[attr-defined]
+    infer(client, image(0), outputs=[{"name": "logits"}])
+    recorder.flush()
+    assert client.get("/metrics").text.count("evenkeel_store_written_total 0.0") == 1
+    infer(client, image(0), outputs=[{"name": "prediction_id"}])
+    recorder.flush()
+    assert client.get("/metrics").text.count("evenkeel_store_written_total 1.0") == 1
 
 
 def test_what_is_near_a_breakpoint_is_counted(shop: tuple[TestClient, dict[str, str]]) -> None:
