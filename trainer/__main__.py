@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, export. It wires the parts together and holds no logic of its own."""
+"""The command line: train, evaluate, compare, export. It wires the parts together and holds no logic of its own."""
 
 import json
 import warnings
@@ -45,8 +45,7 @@ def train(  # noqa: PLR0917 - typer calls it by name
     """Train a recipe, choose its default alpha without the test set, and evaluate it."""
     from trainer.config import load_recipe  # noqa: PLC0415 - torch loads slowly; --help and typing errors need not wait
 
-    overrides = [*(settings or []), *([f"data.source={json.dumps(data, ensure_ascii=False)}"] if data else [])]
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, _overrides(settings, data))
 
     from trainer.runs import train_run  # noqa: PLC0415
 
@@ -64,6 +63,46 @@ def evaluate(
     from trainer.runs import evaluate_run  # noqa: PLC0415
 
     evaluate_run(run, data=data, device_name=device, alphas=alpha or [])
+
+
+@app.command()
+def compare(  # noqa: PLR0917 - typer calls it by name
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe that comes with evenkeel, or a .yaml file.")],
+    methods: Annotated[str, typer.Option(metavar="A,B,...", help="all, or names of methods with commas.")] = "all",
+    seeds: Annotated[str, typer.Option(metavar="0,1,...", help="Seeds of training, with commas.")] = "0",
+    settings: Settings = None,
+    data: DataSource = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of runs and results [default: runs/compare-NAME].")
+    ] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Take over finished runs that fit, from here; repeatable.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Alpha to report beside the chosen one.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Train what is missing and put methods side by side; called again, it goes on where it stopped."""
+    from trainer.config import load_recipe  # noqa: PLC0415
+    from trainer.methods import choose_methods, choose_seeds  # noqa: PLC0415
+
+    overrides = _overrides(settings, data)
+    name = load_recipe(recipe, overrides).name
+    chosen, numbers = choose_methods(methods), choose_seeds(seeds)
+
+    from trainer.compare import Comparison, compare_methods  # noqa: PLC0415
+
+    compare_methods(
+        Comparison(
+            recipe=recipe,
+            settings=overrides,
+            methods=chosen,
+            seeds=numbers,
+            output=output or Path("runs") / f"compare-{name}",
+            runs=runs or [],
+            alpha=alpha,
+            device_name=device,
+        )
+    )
 
 
 @app.command()
@@ -90,6 +129,11 @@ def samples(
 
     for file in write_pictures(run, output, count=count):
         console.print(f"wrote {file}", soft_wrap=True)
+
+
+def _overrides(settings: list[str] | None, data: str | None) -> list[str]:
+    source = [f"data.source={json.dumps(data, ensure_ascii=False)}"] if data else []
+    return [*(settings or []), *source]
 
 
 def main() -> None:
