@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from service.bundle import shot_group_of
+from service.bundle import Calibration, shot_group_of
 from service.tradeoff import AccuracyCurve, accuracy_curve, best_alpha
+from trainer.calibration import negative_log_likelihood
 from trainer.config import AlphaConfig
 from trainer.inference import Branches
 
@@ -25,15 +26,23 @@ class Evaluation:
     curve: AccuracyCurve
     branches: Branches
     class_counts: NDArray[np.int64]
+    calibration: Calibration | None = None
 
     def at(self, alpha: float, prior_strength: float = 0.0) -> dict[str, float]:
-        """Measure the accuracies and the calibration error at one alpha and prior strength."""
+        """Measure the accuracies at one alpha and prior strength, and how well the probabilities hold.
+
+        Where there is a calibration, also how well they hold at its temperature.
+        """
         log_share = np.log(self.class_counts / self.class_counts.sum())
         branches = self.branches
         logits = branches.factual - alpha * branches.counterfactual - prior_strength * log_share
         accuracies = _accuracies(logits.argmax(axis=1), branches.labels, self.class_counts)
-        error = expected_calibration_error(softmax(logits, axis=1), branches.labels)
-        return {"alpha": alpha, "prior_strength": prior_strength, **accuracies, "calibration_error": error}
+        row = {"alpha": alpha, "prior_strength": prior_strength, **accuracies, **_held(logits, branches.labels)}
+        if self.calibration is not None:
+            temperature = float(self.calibration.temperature(alpha, prior_strength))
+            held = _held(logits / temperature, branches.labels)
+            row |= {"temperature": temperature} | {f"{name}_at_temperature": value for name, value in held.items()}
+        return row
 
     def optimum(self) -> dict[str, float]:
         """Say where the curve itself is highest: for information, never a choice, as it has seen the labels."""
@@ -41,13 +50,19 @@ class Evaluation:
         return {"alpha": alpha, **self.curve.at(alpha)}
 
 
-def evaluate_branches(branches: Branches, class_counts: NDArray[np.int64], alpha: AlphaConfig) -> Evaluation:
+def evaluate_branches(
+    branches: Branches,
+    class_counts: NDArray[np.int64],
+    alpha: AlphaConfig,
+    calibration: Calibration | None = None,
+) -> Evaluation:
     """Compute the exact accuracy over the recipe's range of alpha.
 
     Args:
         branches: logits and labels of the images to evaluate.
         class_counts: training images per class [C]: they make the shot groups.
         alpha: the range.
+        calibration: the temperature to measure too, fitted on other images.
     """
     curve = accuracy_curve(
         branches.factual,
@@ -57,7 +72,7 @@ def evaluate_branches(branches: Branches, class_counts: NDArray[np.int64], alpha
         high=alpha.maximum,
         shot_groups=[shot_group_of(int(count)) for count in class_counts],
     )
-    return Evaluation(curve, branches, class_counts)
+    return Evaluation(curve, branches, class_counts, calibration)
 
 
 def expected_calibration_error(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> float:
@@ -82,6 +97,13 @@ def sampled_curve(curve: AccuracyCurve, points: int = 301) -> dict[str, list[flo
     stretch = curve.breakpoints.searchsorted(alphas, "right")
     names = ("overall", "balanced", *curve.by_group)
     return {"alpha": alphas.round(6).tolist(), **{name: curve.values(name)[stretch].tolist() for name in names}}
+
+
+def _held(logits: NDArray[Any], labels: NDArray[np.int64]) -> dict[str, float]:
+    return {
+        "calibration_error": expected_calibration_error(softmax(logits, axis=1), labels),
+        "negative_log_likelihood": negative_log_likelihood(logits, labels),
+    }
 
 
 def _accuracies(

@@ -198,6 +198,7 @@ def describe(checkpoint: Checkpoint, folder: Path, direction: str) -> ManifestDr
             minimum=recipe.alpha.minimum,
             maximum=recipe.alpha.maximum,
         ),
+        calibration=evaluation["directions"][direction].get("calibration"),
         provenance={
             "recipe": recipe.model_dump(mode="json"),
             "data_fingerprint": checkpoint.data_fingerprint,

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from rich.table import Table as RichTable
 from torch import Tensor
 
 from service.bundle import SAMPLES_FILE
 from service.tradeoff import AccuracyCurve
 from trainer.alpha import choose_alpha
+from trainer.calibration import fit_calibration, too_few_images
 from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, finished_checkpoint, save_checkpoint
 from trainer.config import Recipe
 from trainer.data import Pixels, Splits, decode, load_splits
@@ -26,9 +28,12 @@ from trainer.model import LongTailClassifier
 from trainer.plots import plot_tradeoff
 from trainer.progress import console
 from trainer.showcase import write_showcase
+from trainer.table import Table
 from trainer.train import Training, choose_device
 
 DIRECTIONS = ("ema", "dataset_mean")
+Features = tuple[Tensor, NDArray[np.int64]]
+"""Features [N, D] of a split and its labels [N]."""
 EVALUATION_FILE, CURVE_FILE, PLOT_FILE = "evaluation.json", "tradeoff.npz", "tradeoff.png"
 NUM_SAMPLE_IMAGES = 8
 HEADINGS = {
@@ -71,9 +76,24 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
     checkpoint = training.checkpoint
     if not checkpoint.is_finished():
         training.adopt_average(train)
-        _finish(checkpoint, training.model, train, splits)
+    conclude(checkpoint, training.model, folder, train=train, test=test, validation=splits.validation)
+
+
+def conclude(
+    checkpoint: Checkpoint,
+    model: LongTailClassifier,
+    folder: Path,
+    *,
+    train: Pixels,
+    test: Pixels,
+    validation: Table | None,
+) -> None:
+    """Choose the default alpha of trained weights, unless that is done, save the checkpoint, and evaluate it."""
+    held_out = _held_out_features(checkpoint, model, validation, train.device)
+    if not checkpoint.is_finished():
+        _finish(checkpoint, model, train, held_out)
         save_checkpoint(checkpoint, folder)
-    _evaluate(checkpoint, training.model, test, folder, extra_alphas=[])
+    _evaluate(checkpoint, model, test, folder, held_out=held_out, extra_alphas=[])
 
 
 def evaluate_run(folder: Path, *, data: str | None, device_name: str, alphas: list[float]) -> None:
@@ -88,7 +108,9 @@ def evaluate_run(folder: Path, *, data: str | None, device_name: str, alphas: li
     if splits.class_names != checkpoint.class_names:
         raise TrainerError(f"--data {recipe.data.source}: its classes are not those that the model was trained on")
     test = Pixels(splits.test, recipe, device, name="test images")
-    _evaluate(checkpoint, restore_model(checkpoint, device), test, folder, extra_alphas=alphas)
+    model = restore_model(checkpoint, device)
+    held_out = _held_out_features(checkpoint, model, splits.validation, device)
+    _evaluate(checkpoint, model, test, folder, held_out=held_out, extra_alphas=alphas)
 
 
 def restore_model(checkpoint: Checkpoint, device: torch.device) -> LongTailClassifier:
@@ -135,16 +157,21 @@ def _announce(recipe: Recipe, splits: Splits, checkpoint: Checkpoint, device: to
     )
 
 
-def _finish(checkpoint: Checkpoint, model: LongTailClassifier, train: Pixels, splits: Splits) -> None:
+def _held_out_features(
+    checkpoint: Checkpoint, model: LongTailClassifier, validation: Table | None, device: torch.device
+) -> Features | None:
+    if validation is None:
+        return None
+    pixels = Pixels(validation, checkpoint.recipe, device, name="validation images")
+    return extract_features(model, pixels, "validation features")
+
+
+def _finish(checkpoint: Checkpoint, model: LongTailClassifier, train: Pixels, held_out: Features | None) -> None:
     means = feature_means(model, train, "mean features")
     checkpoint.dataset_mean = means.feature
-    validation = None
-    if splits.validation is not None:
-        pixels = Pixels(splits.validation, checkpoint.recipe, train.device, name="validation images")
-        validation = extract_features(model, pixels, "validation features")
     for name in DIRECTIONS:
         direction = direction_of(checkpoint, name).cpu()
-        branches = branches_of(*validation, model.head, direction) if validation else None
+        branches = branches_of(*held_out, model.head, direction) if held_out else None
         checkpoint.alphas[name] = choose_alpha(
             checkpoint.recipe.alpha, means.mean_cosine(direction), branches, checkpoint.class_counts
         )
@@ -159,19 +186,20 @@ def _evaluate(
     test: Pixels,
     folder: Path,
     *,
+    held_out: Features | None,
     extra_alphas: list[float],
 ) -> None:
-    features, labels = extract_features(model, test, "test features")
-    counts = np.array(checkpoint.class_counts)
-    evaluations = {
-        name: evaluate_branches(
-            branches_of(features, labels, model.head, direction_of(checkpoint, name).cpu()),
-            counts,
-            checkpoint.recipe.alpha,
-        )
-        for name in DIRECTIONS
-    }
+    tested = extract_features(model, test, "test features")
+    counts, span = np.array(checkpoint.class_counts), checkpoint.recipe.alpha
+    evaluations = {}
+    for name in DIRECTIONS:
+        direction = direction_of(checkpoint, name).cpu()
+        calibration = None
+        if held_out and not too_few_images(held_out[1], counts):
+            calibration = fit_calibration(branches_of(*held_out, model.head, direction), counts, span)
+        evaluations[name] = evaluate_branches(branches_of(*tested, model.head, direction), counts, span, calibration)
     report = _report(checkpoint, evaluations, extra_alphas)
+    report["not_calibrated_as"] = too_few_images(held_out[1] if held_out else None, counts)
     ema, default = evaluations["ema"], checkpoint.alphas["ema"].value
     with writing(folder):
         (folder / EVALUATION_FILE).write_text(json.dumps(report, indent=1) + "\n")
@@ -194,6 +222,7 @@ def _report(checkpoint: Checkpoint, evaluations: dict[str, Evaluation], extra_al
                 "alpha": checkpoint.alphas[name].value,
                 "chosen_by": checkpoint.alphas[name].chosen_by,
                 "mean_cosine": checkpoint.alphas[name].mean_cosine,
+                "calibration": evaluation.calibration and evaluation.calibration.model_dump(mode="json"),
                 "test_optimum_for_information": evaluation.optimum(),
                 "accuracy": [
                     evaluation.at(alpha, strength)
@@ -231,6 +260,22 @@ def _print(report: dict[str, Any], folder: Path) -> None:
             table.add_row(name, f"{row['alpha']:.3f}", f"{row['prior_strength']:g}", *numbers)
     console.print(table)
     ema = report["directions"]["ema"]
+    if ema["calibration"]:
+        console.print(_calibration_table(report))
+    else:
+        console.print(f"probabilities are not calibrated: {report['not_calibrated_as']}", soft_wrap=True)
     console.print(
         f"default alpha {ema['alpha']:.3f}, chosen by {ema['chosen_by']}; written to {folder}", soft_wrap=True
     )
+
+
+def _calibration_table(report: dict[str, Any]) -> RichTable:
+    images = report["directions"]["ema"]["calibration"]["images"]
+    table = RichTable(title=f"probabilities of ema: T fitted on {images} validation images, measured on the test's")
+    columns = {"alpha": 1, "temperature": 1, "calibration_error": 100, "calibration_error_at_temperature": 100}
+    columns |= {"negative_log_likelihood": 1, "negative_log_likelihood_at_temperature": 1}
+    for heading in ("alpha", "T", "ECE %", "at T", "NLL", "at T"):
+        table.add_column(heading, justify="right")
+    for row in report["calibration"]:
+        table.add_row(*(f"{scale * row[name]:.{1 if scale > 1 else 3}f}" for name, scale in columns.items()))
+    return table
