@@ -195,7 +195,8 @@ def _stores() -> Iterator[tuple[PolicyStore, PredictionStore]]:
         database.migrate()
         yield PolicyStore(database), PredictionStore(database)
     except ServiceError as error:
-        _refuse(" ".join(part for part in (error.message, str(error.value or ""), error.remedy) if part))
+        given = "" if error.value is None else f" Given: {error.value!r}."
+        _refuse(f"{error.message}{given} {error.remedy or ''}".strip())
     finally:
         database.close()
 

@@ -74,10 +74,10 @@ def test_a_target_distribution_comes_from_a_file(run: Run, tmp_path: Path) -> No
     [
         (("clients", "add", "a b"), "is no client's name"),
         (("clients", "add", "shop", "--alpha", "3", "--alpha-max", "1"), "alpha_min <= alpha <= alpha_max"),
-        (("clients", "set", "gone", "--alpha", "1"), "There is no client of this name"),
+        (("clients", "set", "gone", "--alpha", "1"), "There is no client of this name. Given: 'gone'."),
         (("clients", "rotate", "gone"), "There is no client of this name"),
         (("tune", "gone"), "There is no client of this name"),
-        (("tune", "gone", "--objective", "best"), "The objective cannot be read"),
+        (("tune", "gone", "--objective", "best"), "The objective cannot be read. Given: 'best'. Use overall"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(run: Run, words: tuple[str, ...], message: str) -> None:
