@@ -13,15 +13,11 @@ from importlib.metadata import version
 from time import perf_counter
 from typing import Any, cast
 
-import numpy as np
 import orjson
 from fastapi import APIRouter
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.bundle import Manifest
-from service.callers import Caller
 from service.errors import NotFound, NotReady, UnsupportedMediaType
 from service.inference_schemas import (
     InferResponse,
@@ -32,28 +28,20 @@ from service.inference_schemas import (
     ReadyResponse,
     ServerMetadataResponse,
 )
-from service.model import Model
 from service.predictor import Tensors, Wants, Work
 from service.routes.access import caller_of, rules_for, take
 from service.routes.client_watch import ClientWatch
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
 from service.routes.forms import read_body
-from service.routes.infer_request import InferQuery, RequestedOutput, read_infer
+from service.routes.infer_answer import HEADER_LENGTH, IDENTIFIER, answer, output_shapes
+from service.routes.infer_request import InferQuery, read_infer
 from service.routes.inference_docs import INFER, INFER_MODEL, INFER_VERSION, MODEL, VERSION
 from service.routes.patience import patience
-from service.routes.predict import NEAR
 from service.routes.rules import Rules
-from service.scoring import offsets
 from service.telemetry import Times, note_times
-from service.tensors import Shape, Values, join_message, write_tensor
 
 router = APIRouter(prefix="/v2", route_class=PlainRoute, tags=["Open Inference Protocol"])
-
-IDENTIFIER = "prediction_id"
-"""The output that names each prediction for `/feedback`; who names outputs and leaves it out is not kept."""
-
-_HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 @router.get("", summary="The server and its extensions", response_model=ServerMetadataResponse)
@@ -167,7 +155,7 @@ async def infer(request: Request) -> Response:
             rows = await admission.run(_works(query, service), deadline=deadline)
         finally:
             watch.end()
-    response = _answer(query, cast(list[Tensors], rows), service, caller, rules)
+    response = answer(query, cast(list[Tensors], rows), service, caller, rules)
     times = Times(decoded - decoding, *admission.seconds, perf_counter() - begin)
     service.metrics.decode_seconds.observe(times.decode)
     service.metrics.total_seconds.observe(times.total)
@@ -190,7 +178,7 @@ async def _body(request: Request, service: Service) -> bytes:
 def _read(request: Request, body: bytes, service: Service, rules: Rules) -> InferQuery:
     return read_infer(
         body,
-        request.headers.get(_HEADER_LENGTH),
+        request.headers.get(HEADER_LENGTH),
         rules=rules,
         spec=service.model.manifest.input,
         outputs=output_shapes(service.model),
@@ -202,110 +190,6 @@ def _works(query: InferQuery, service: Service) -> list[Work]:
     wants: Wants = "feature_map" if with_map else "tensors"
     by = service.predictor
     return [Work(by, pixels, knobs, wants) for pixels, knobs in zip(query.images, query.knobs, strict=True)]
-
-
-def _answer(query: InferQuery, rows: list[Tensors], service: Service, caller: Caller, rules: Rules) -> Response:
-    manifest = service.model.manifest
-    columns = {
-        name: np.stack([getattr(row, name) for row in rows])
-        for name in Tensors._fields
-        if getattr(rows[0], name) is not None
-    }
-    _observe(query, columns, service, caller)
-    values: dict[str, Values] = {
-        output.name: _identifiers(query, columns, service, caller, rules)
-        if output.name == IDENTIFIER
-        else _values(columns[output.name], output, manifest)
-        for output in query.outputs
-    }
-    written = [write_tensor(output.name, values[output.name], binary=output.binary) for output in query.outputs]
-    message: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version}
-    if query.id is not None:
-        message["id"] = query.id
-    message["outputs"] = [tensor for tensor, _ in written]
-    body, head = join_message(message, [raw for _, raw in written])
-    if head is None:
-        return Response(body, media_type="application/json")
-    return Response(body, headers={_HEADER_LENGTH: str(head)}, media_type="application/octet-stream")
-
-
-def _values(values: NDArray[np.float32], output: RequestedOutput, manifest: Manifest) -> Values:
-    """Return the numbers, or each row's ranking as `value:index:label`."""
-    if not output.classes:
-        return values
-    ranking = (-values).argsort(axis=1, kind="stable")[:, : output.classes]
-    return [
-        [f"{row[index]:f}:{index}:{manifest.classes[index].name}" for index in order]
-        for row, order in zip(values.tolist(), ranking.tolist(), strict=True)
-    ]
-
-
-def _identifiers(
-    query: InferQuery, columns: dict[str, NDArray[np.float32]], service: Service, caller: Caller, rules: Rules
-) -> Values:
-    """Note each prediction for feedback, and return what names it there."""
-    winners = columns["logits"].argmax(axis=1).tolist()
-    lines = zip(columns["factual_logits"], columns["counterfactual_logits"], strict=True)
-    return [
-        [
-            service.keeping.recorder.note(
-                caller.name,
-                rules.terms,
-                service.model.manifest,
-                knobs,
-                winner=winner,
-                factual_logits=factual,
-                counterfactual_logits=counterfactual,
-            )
-        ]
-        for knobs, winner, (factual, counterfactual) in zip(query.knobs, winners, lines, strict=True)
-    ]
-
-
-def _observe(query: InferQuery, columns: dict[str, NDArray[np.float32]], service: Service, caller: Caller) -> None:
-    """Count each prediction as `/predict` does."""
-    manifest = service.model.manifest
-    groups = [info.shot_group for info in manifest.classes]
-    plain = columns["factual_logits"] + offsets(query.knobs, service.predictor.log_class_share)
-    alphas = np.array([knobs.alpha for knobs in query.knobs])
-
-    def winners(alpha: NDArray[np.float64]) -> NDArray[np.int64]:
-        within = alpha.clip(manifest.alpha.minimum, manifest.alpha.maximum)
-        best: NDArray[np.int64] = (plain - within[:, None] * columns["counterfactual_logits"]).argmax(axis=1)
-        return best
-
-    won, before, after = winners(alphas), winners(alphas - NEAR), winners(alphas + NEAR)
-    near = ((before != won) | (after != won)).tolist()
-    cosines = columns["confounder_cosine"].mean(axis=1).tolist()
-    for row, (winner, plain_winner) in enumerate(zip(won.tolist(), plain.argmax(axis=1).tolist(), strict=True)):
-        alpha, flipped = query.knobs[row].alpha, winner != plain_winner
-        service.metrics.observe_prediction(
-            alpha=alpha,
-            winner_group=groups[winner],
-            plain_group=groups[plain_winner],
-            flipped=flipped,
-            confounder_cosine=cosines[row],
-        )
-        caller.counts.observe_prediction(
-            alpha=alpha,
-            prior_strength=query.knobs[row].prior_strength,
-            winner_group=groups[winner],
-            plain_group=groups[plain_winner],
-            flipped=flipped,
-            near_breakpoint=near[row],
-            confounder_cosine=cosines[row],
-        )
-
-
-def output_shapes(model: Model) -> dict[str, Shape]:
-    """Return the shape for one picture of each output, -1 where it is free."""
-    classes, slices = len(model.manifest.classes), model.manifest.tde.num_heads
-    shapes: dict[str, Shape] = dict.fromkeys(("logits", "factual_logits", "counterfactual_logits"), (classes,))
-    shapes["confounder_cosine"] = (slices,)
-    shapes[IDENTIFIER] = (1,)
-    if model.feature_map_shape is not None:
-        shapes["feature_map"] = model.feature_map_shape
-    return shapes
 
 
 def _described(name: str, datatype: str, row: Sequence[int]) -> dict[str, Any]:

@@ -1,0 +1,132 @@
+"""From the rows of a batch to the answer of an inference request of the Open Inference Protocol.
+
+It counts predictions as `/predict` does, and notes for feedback those whose answer names them (`prediction_id`). It
+knows neither the request's form nor the queue.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from service.bundle import Manifest
+from service.callers import Caller
+from service.model import Model
+from service.predictor import Tensors
+from service.routes.context import Service
+from service.routes.infer_request import InferQuery, RequestedOutput
+from service.routes.predict import NEAR
+from service.routes.rules import Rules
+from service.scoring import offsets
+from service.tensors import Shape, Values, join_message, write_tensor
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+IDENTIFIER = "prediction_id"
+"""The output that names each prediction for `/feedback`; who names outputs and leaves it out is not kept."""
+
+
+def output_shapes(model: Model) -> dict[str, Shape]:
+    """Return the shape for one picture of each output, -1 where it is free."""
+    classes, slices = len(model.manifest.classes), model.manifest.tde.num_heads
+    shapes: dict[str, Shape] = dict.fromkeys(("logits", "factual_logits", "counterfactual_logits"), (classes,))
+    shapes["confounder_cosine"] = (slices,)
+    shapes[IDENTIFIER] = (1,)
+    if model.feature_map_shape is not None:
+        shapes["feature_map"] = model.feature_map_shape
+    return shapes
+
+
+def answer(query: InferQuery, rows: list[Tensors], service: Service, caller: Caller, rules: Rules) -> Response:
+    """Return the outputs that are wanted, in JSON or as bytes after it; the predictions are counted."""
+    manifest = service.model.manifest
+    columns = {
+        name: np.stack([getattr(row, name) for row in rows])
+        for name in Tensors._fields
+        if getattr(rows[0], name) is not None
+    }
+    _observe(query, columns, service, caller)
+    values: dict[str, Values] = {
+        output.name: _identifiers(query, columns, service, caller, rules)
+        if output.name == IDENTIFIER
+        else _values(columns[output.name], output, manifest)
+        for output in query.outputs
+    }
+    written = [write_tensor(output.name, values[output.name], binary=output.binary) for output in query.outputs]
+    message: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version}
+    if query.id is not None:
+        message["id"] = query.id
+    message["outputs"] = [tensor for tensor, _ in written]
+    body, head = join_message(message, [raw for _, raw in written])
+    if head is None:
+        return Response(body, media_type="application/json")
+    return Response(body, headers={HEADER_LENGTH: str(head)}, media_type="application/octet-stream")
+
+
+def _values(values: NDArray[np.float32], output: RequestedOutput, manifest: Manifest) -> Values:
+    """Return the numbers, or each row's ranking as `value:index:label`."""
+    if not output.classes:
+        return values
+    ranking = (-values).argsort(axis=1, kind="stable")[:, : output.classes]
+    return [
+        [f"{row[index]:f}:{index}:{manifest.classes[index].name}" for index in order]
+        for row, order in zip(values.tolist(), ranking.tolist(), strict=True)
+    ]
+
+
+def _identifiers(
+    query: InferQuery, columns: dict[str, NDArray[np.float32]], service: Service, caller: Caller, rules: Rules
+) -> Values:
+    """Note each prediction for feedback, and return what names it there."""
+    winners = columns["logits"].argmax(axis=1).tolist()
+    lines = zip(columns["factual_logits"], columns["counterfactual_logits"], strict=True)
+    return [
+        [
+            service.keeping.recorder.note(
+                caller.name,
+                rules.terms,
+                service.model.manifest,
+                knobs,
+                winner=winner,
+                factual_logits=factual,
+                counterfactual_logits=counterfactual,
+            )
+        ]
+        for knobs, winner, (factual, counterfactual) in zip(query.knobs, winners, lines, strict=True)
+    ]
+
+
+def _observe(query: InferQuery, columns: dict[str, NDArray[np.float32]], service: Service, caller: Caller) -> None:
+    """Count each prediction as `/predict` does."""
+    manifest = service.model.manifest
+    groups = [info.shot_group for info in manifest.classes]
+    plain = columns["factual_logits"] + offsets(query.knobs, service.predictor.log_class_share)
+    alphas = np.array([knobs.alpha for knobs in query.knobs])
+
+    def winners(alpha: NDArray[np.float64]) -> NDArray[np.int64]:
+        within = alpha.clip(manifest.alpha.minimum, manifest.alpha.maximum)
+        best: NDArray[np.int64] = (plain - within[:, None] * columns["counterfactual_logits"]).argmax(axis=1)
+        return best
+
+    won, before, after = winners(alphas), winners(alphas - NEAR), winners(alphas + NEAR)
+    near = ((before != won) | (after != won)).tolist()
+    cosines = columns["confounder_cosine"].mean(axis=1).tolist()
+    for row, (winner, plain_winner) in enumerate(zip(won.tolist(), plain.argmax(axis=1).tolist(), strict=True)):
+        alpha, flipped = query.knobs[row].alpha, winner != plain_winner
+        service.metrics.observe_prediction(
+            alpha=alpha,
+            winner_group=groups[winner],
+            plain_group=groups[plain_winner],
+            flipped=flipped,
+            confounder_cosine=cosines[row],
+        )
+        caller.counts.observe_prediction(
+            alpha=alpha,
+            prior_strength=query.knobs[row].prior_strength,
+            winner_group=groups[winner],
+            plain_group=groups[plain_winner],
+            flipped=flipped,
+            near_breakpoint=near[row],
+            confounder_cosine=cosines[row],
+        )
