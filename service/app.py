@@ -42,6 +42,9 @@ from service.watchdog import Watchdog
 
 _NOTHING = Exhibits()
 
+_BRIEF = 0.004
+"""Seconds of a run of the model for which the event loop may stand still: about what decoding a batch takes it."""
+
 _LAST_WRITE = 6.0
 """Seconds that the last write may take: a little more than a database may."""
 
@@ -131,6 +134,7 @@ def _assemble(settings: Settings, served: Model, exhibits: Exhibits) -> Service:
         max_batch_size=settings.max_batch_size,
         max_queue_size=settings.max_queue_size,
         max_queue_delay=settings.max_queue_delay,
+        brief=_BRIEF if served.provider == "cpu" else 0.0,  # a device can hang, a processor cannot
         metrics=instruments,
     )
     return Service(

@@ -4,7 +4,8 @@ It admits, queues, batches, and hands each caller its own result or its own erro
 function is free, with whatever waits by then: an idle service adds no delay, a busy one fills its batches.
 It knows neither models nor pictures nor HTTP: items go in, results come out.
 
-Everything but the function itself runs on the event loop, so there are no locks. The promises:
+Everything but the function itself runs on the event loop, so there are no locks; the function too, where it is known to
+be brief. The promises:
 
 - admission is all or nothing for the items of one caller, and bounded: beyond `max_queue_size`, QueueFull;
 - each admitted item is answered once: by its result, its own error, its deadline, or the shutdown;
@@ -21,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from time import monotonic, perf_counter
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -28,6 +30,9 @@ from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueF
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+_RUNS_UNTIL_KNOWN = 50
+"""Runs after which their pace says how long the next will take."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,6 +55,8 @@ class DynamicBatcher(Generic[Item, Result]):
         max_batch_size: most items in one call.
         max_queue_size: most items that may wait.
         max_queue_delay: seconds that the oldest item waits for a fuller batch while the function is idle.
+        brief: a batch that, to judge by those before it, takes less than so many seconds is run on the event loop, as
+            the way to another thread and back would take longer than the run. Only for a function that cannot hang.
         metrics: where to count.
     """
 
@@ -60,12 +67,15 @@ class DynamicBatcher(Generic[Item, Result]):
         max_batch_size: int,
         max_queue_size: int,
         max_queue_delay: float = 0.0,
+        brief: float = 0.0,
         metrics: Metrics,
     ) -> None:
         self._run_batch = run_batch
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
         self._max_queue_delay = max_queue_delay
+        self._brief = brief
+        self._runs = 0
         self._metrics = metrics
         self._queue: deque[_Entry[Item, Result]] = deque()
         self._reserved = 0  # admitted, not yet queued
@@ -134,8 +144,7 @@ class DynamicBatcher(Generic[Item, Result]):
     def _enqueue(self, items: Sequence[Item]) -> list[_Entry[Item, Result]]:
         if self._stopped:
             raise _stopped_first()
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        loop, now = asyncio.get_running_loop(), monotonic()
         entries = [_Entry(item, loop.create_future(), now) for item in items]
         self._queue.extend(entries)
         self._wake()
@@ -146,7 +155,7 @@ class DynamicBatcher(Generic[Item, Result]):
         if self._running or not (self._queue or self._halves):
             return
         loop = asyncio.get_running_loop()
-        wait = 0.0 if self._halves else self._queue[0].since + self._max_queue_delay - loop.time()
+        wait = 0.0 if self._halves else self._queue[0].since + self._max_queue_delay - monotonic()
         due = wait <= 0 or self._closed or len(self._queue) >= self._max_batch_size
         if self._wakeup is not None:
             if not due:
@@ -156,45 +165,52 @@ class DynamicBatcher(Generic[Item, Result]):
 
     def _start(self) -> None:
         self._wakeup = None
-        loop = asyncio.get_running_loop()
         batch = self._take()
         if not batch:
             self._rest()
             return
         self._running = batch
-        self._started = started = loop.time()
+        self._started = started = monotonic()
         for entry in batch:
             if not entry.started:  # else it is run again
                 self._metrics.queue_seconds.observe(started - entry.since)
                 entry.started = started
         self._metrics.batch_size.observe(len(batch))
-        self._submit(batch, started)
+        if self._is_brief(len(batch)):
+            self._finish(batch, *self._attempt([entry.item for entry in batch]))
+        else:
+            self._submit(batch)
 
-    def _submit(self, batch: list[_Entry[Item, Result]], started: float) -> None:
+    def _is_brief(self, count: int) -> bool:
+        """Tell whether a run of so many is known to be over before another thread would have begun."""
+        return self._runs >= _RUNS_UNTIL_KNOWN and count * self._seconds_per_item < self._brief
+
+    def _submit(self, batch: list[_Entry[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()
         items = [entry.item for entry in batch]
 
         def attempt() -> None:
-            outcome = self._attempt(items)
+            outcome, seconds = self._attempt(items)
             with suppress(RuntimeError):  # the loop has ended, and nobody waits
-                loop.call_soon_threadsafe(self._finish, batch, outcome, started)
+                loop.call_soon_threadsafe(self._finish, batch, outcome, seconds)
 
         try:
             self._executor.submit(attempt)  # and not `run_in_executor`: its futures take two more turns of the loop
         except RuntimeError as cause:  # there is no thread to be had, or someone has ended it
             logger.error("the inference thread is gone (%s); another takes its place", cause)
             self._executor = _one_thread()
-            loop.call_soon(self._finish, batch, _inference_failed(cause), started)
+            loop.call_soon(self._finish, batch, _inference_failed(cause), 0.0)
 
-    def _attempt(self, items: list[Item]) -> Sequence[Result] | ServiceError:
-        """Run the batch in the executor's thread; whatever goes wrong comes back as a value."""
+    def _attempt(self, items: list[Item]) -> tuple[Sequence[Result] | ServiceError, float]:
+        """Run the batch and return what comes of it, whatever goes wrong too, and the seconds that it took."""
+        begin = perf_counter()
         try:
             results = self._run_batch(items)
             if len(results) != len(items):
                 raise RuntimeError(f"a batch of {len(items)} gave {len(results)} results")
         except BaseException as cause:
-            return _inference_failed(cause)
-        return results
+            return _inference_failed(cause), perf_counter() - begin
+        return results, perf_counter() - begin
 
     def _take(self) -> list[_Entry[Item, Result]]:
         if self._halves:
@@ -212,16 +228,15 @@ class DynamicBatcher(Generic[Item, Result]):
         self,
         batch: list[_Entry[Item, Result]],
         outcome: Sequence[Result] | ServiceError,
-        started: float,
+        seconds: float,
     ) -> None:
         self._running = []
-        now = asyncio.get_running_loop().time()
-        seconds = now - started
+        self._runs += 1
         pace = seconds / len(batch)
         self._seconds_per_item += 0.2 * (pace - self._seconds_per_item) if self._seconds_per_item else pace
         self._metrics.inference_seconds.observe(seconds)
         if isinstance(outcome, ServiceError):
-            self._fail(batch, outcome, now)
+            self._fail(batch, outcome, monotonic())
         else:
             self._first_failure = None
             for entry, result in zip(batch, outcome, strict=True):
