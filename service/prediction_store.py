@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import Select, delete, func, select
@@ -30,6 +30,9 @@ class KeptPrediction:
     target: str
     winner: int
     candidates: bytes
+
+
+_COLUMNS = tuple(field.name for field in fields(KeptPrediction))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,8 @@ class PredictionStore:
         """Keep predictions; one that is there already stays as it is."""
         with self._database.writing() as connection:
             statement = _insert(connection.dialect.name)(tables.predictions).on_conflict_do_nothing()
-            connection.execute(statement, [asdict(prediction) for prediction in predictions])
+            # Not `asdict`, which copies every value: half the time of it all.
+            connection.execute(statement, [{name: getattr(each, name) for name in _COLUMNS} for each in predictions])
 
     def find(self, ids: Sequence[str], client: str | None) -> dict[str, Served]:
         """Return those of the predictions that are kept and are the client's, by id; None: anyone's."""
