@@ -1,12 +1,13 @@
 """From the bytes of a picture to the model's pixels, as the manifest says; what is refused is refused early.
 
 Only JPEG, PNG and WebP are ever parsed, whatever the declared type; size and pixels are read from the header
-before anything is decoded. The rules, the same as in training and export:
+before anything is decoded. JPEG by simplejpeg where the manifest says so (`service.jpeg`), all else by Pillow.
+The rules, the same as in training and export:
 
 - the EXIF orientation is applied; colour profiles are ignored; transparency is dropped, as Pillow's
   `convert("RGB")` does; greyscale, palette and CMYK become RGB; of 16 bits the upper 8 count
 - an animation is refused; of a multi-picture JPEG (as telephones write) the first picture counts
-- then `image.resize(size, resample).crop(box)` with the manifest's geometry
+- then resized and cropped with the manifest's geometry, by Pillow
 
 It knows neither HTTP nor the model: bytes in, uint8 [H, W, 3] out.
 """
@@ -21,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage
+from service.jpeg import JpegHead, decode_rgb, is_jpeg, read_head
 from service.plain_png import decode_plain_png
 
 Pixels = NDArray[np.uint8]
@@ -71,33 +73,36 @@ class ImageDecoder:
             return self._fitted(plain)
         image = self._open(data, field)
         if image.width * image.height <= _INLINE_PIXELS:
-            return self._pixels(image, field)
+            return self._pixels(image, data, field)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._pixels, image, field)
+        return await loop.run_in_executor(self._executor, self._pixels, image, data, field)
 
     def close(self) -> None:
         """Stop the threads."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _open(self, data: bytes, field: str) -> Image.Image:
+    def _open(self, data: bytes, field: str) -> Image.Image | JpegHead:
         """Read the header and refuse by it."""
         if not data:
             raise InvalidImage("The picture is empty.", field=field, remedy="Send the bytes of a picture.")
         if canvas := _webp_canvas(data):
             self._refuse_by_size(*canvas, field)
         try:
-            image = Image.open(BytesIO(data), formats=FORMATS)
+            image = self._head(data)
         except Exception as error:  # whatever a parser of foreign bytes comes up with
             raise _broken(error, field) from error
-        self._refuse_by_header(image, field)
+        self._refuse_by_size(image.width, image.height, field)
+        if getattr(image, "format", None) in _ANIMATED_FORMATS and getattr(image, "is_animated", False):
+            raise InvalidImage("The picture is an animation.", field=field, remedy="Send one still picture.")
+        self._refuse_by_resized(image.width, image.height, field)
         return image
 
-    def _refuse_by_header(self, image: Image.Image, field: str) -> None:
-        width, height = image.size
-        self._refuse_by_size(width, height, field)
-        if image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False):
-            raise InvalidImage("The picture is an animation.", field=field, remedy="Send one still picture.")
-        self._refuse_by_resized(width, height, field)
+    def _head(self, data: bytes) -> Image.Image | JpegHead:
+        if is_jpeg(data):
+            head = read_head(data)
+            if head and self._spec.decoder == "simplejpeg":
+                return head
+        return Image.open(BytesIO(data), formats=FORMATS)
 
     def _refuse_by_resized(self, width: int, height: int, field: str) -> None:
         (resized_width, resized_height), _ = self._spec.geometry(width, height)
@@ -120,23 +125,31 @@ class ImageDecoder:
                 f"{self._spec.width}x{self._spec.height} pixels in the end.",
             )
 
-    def _pixels(self, image: Image.Image, field: str) -> Pixels:
+    def _pixels(self, image: Image.Image | JpegHead, data: bytes, field: str) -> Pixels:
         try:
-            image.load()
-            picture = _to_rgb(_upright(image))
+            if isinstance(image, JpegHead):
+                picture = decode_rgb(data, image)
+            else:
+                image.load()
+                picture = _to_rgb(_upright(image))
         except Exception as error:  # as above
             raise _broken(error, field) from error
         return self._fitted(picture)
 
     def _fitted(self, picture: Image.Image) -> Pixels:
         """Resize and crop an RGB picture, upright already."""
-        size, box = self._spec.geometry(*picture.size)
-        if picture.size != size:
-            picture = picture.resize(size, _RESAMPLING[self._spec.interpolation])
-        if box != (0, 0, *size):
-            picture = picture.crop(box)
+        picture = self._resized(picture)
         # Half the time of np.asarray(picture), which asks the picture for the same bytes.
         return np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.height, picture.width, 3)
+
+    def _resized(self, picture: Image.Image) -> Image.Image:
+        spec, (size, box) = self._spec, self._spec.geometry(*picture.size)
+        if picture.size != size and spec.crop == "with_resize":
+            window = spec.source_window(*picture.size)
+            return picture.resize((spec.width, spec.height), _RESAMPLING[spec.interpolation], window)
+        if picture.size != size:
+            picture = picture.resize(size, _RESAMPLING[spec.interpolation])
+        return picture if box == (0, 0, *size) else picture.crop(box)
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:

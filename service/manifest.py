@@ -104,7 +104,15 @@ class ClassInfo(_Strict):
 
 
 class InputSpec(_Strict):
-    """How any picture becomes the model's pixels: decode, resize, crop. Normalisation lies in the graph."""
+    """How any picture becomes the model's pixels: decode, resize, crop. Normalisation lies in the graph.
+
+    Attributes:
+        resize, resize_size, interpolation: how Pillow resizes, with its filter as wide as the picture shrinks.
+        crop: 'after_resize' resizes the whole picture first; 'with_resize' only what the crop shows, in about 0.6 of
+            the time: of a thousand numbers about one differs by 1.
+        decoder: of JPEG, to the same pixels; 'pillow' patches damaged data up, 'simplejpeg' refuses it. All else is
+            decoded by Pillow.
+    """
 
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
@@ -113,7 +121,8 @@ class InputSpec(_Strict):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[Finite, Finite, Finite]
     std: tuple[Finite, Finite, Finite]
-    decoder: Literal["pillow"] = "pillow"
+    crop: Literal["after_resize", "with_resize"] = "after_resize"
+    decoder: Literal["pillow", "simplejpeg"] = "simplejpeg"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -121,6 +130,10 @@ class InputSpec(_Strict):
             raise ValueError(f"std must be above 0 in every channel, got {self.std}")
         if self.resize == "exact" and self.resize_size is not None:
             raise ValueError(f"resize 'exact' takes no resize_size, got {self.resize_size}; leave it out")
+        if self.resize == "exact" and self.crop == "with_resize":
+            raise ValueError(
+                "crop 'with_resize' needs resize 'shortest_side', got 'exact', which crops nothing; drop it"
+            )
         if self.resize == "shortest_side" and (self.resize_size or 0) < max(self.height, self.width):
             raise ValueError(
                 f"resize 'shortest_side' needs a resize_size of at least {max(self.height, self.width)} "
@@ -132,8 +145,8 @@ class InputSpec(_Strict):
         """Return the size to resize a picture to, and the box to crop from the result.
 
         The one pixel rule that training, export and serving share; both are fed to Pillow as they are:
-        `image.resize(size, resample).crop(box)`. 'exact' stretches to the input's size; 'shortest_side'
-        keeps the proportions (the longer side rounds down) and takes the central box.
+        `image.resize(size, resample).crop(box)`, or what `source_window` says. 'exact' stretches to the input's size;
+        'shortest_side' keeps the proportions (the longer side rounds down) and takes the central box.
 
         Args:
             width, height: the decoded picture's size in pixels, after its EXIF orientation is applied.
@@ -153,6 +166,23 @@ class InputSpec(_Strict):
         resized_height = self.resize_size * height // shortest
         left, top = round((resized_width - self.width) / 2), round((resized_height - self.height) / 2)
         return (resized_width, resized_height), (left, top, left + self.width, top + self.height)
+
+    def source_window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return what the crop shows of a picture, in its own pixels; for crop 'with_resize', again fed to Pillow.
+
+        `image.resize((spec.width, spec.height), resample, window)`
+
+        Args:
+            width, height: as `geometry` takes them.
+
+        >>> spec = InputSpec(height=224, width=224, resize="shortest_side", resize_size=256,
+        ...                  mean=(0, 0, 0), std=(1, 1, 1))
+        >>> spec.source_window(512, 512)
+        (32.0, 32.0, 480.0, 480.0)
+        """
+        size, (left, top, right, bottom) = self.geometry(width, height)
+        across, down = width / size[0], height / size[1]
+        return left * across, top * down, right * across, bottom * down
 
 
 class TdeSpec(_Strict):

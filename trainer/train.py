@@ -200,8 +200,10 @@ def _line(record: EpochRecord, epochs: int) -> str:
 
 def _refuse_other_run(saved: Checkpoint, wanted: Checkpoint) -> None:
     before, now = _flat(saved.recipe.model_dump(mode="json")), _flat(wanted.recipe.model_dump(mode="json"))
-    # Where the pictures lie may change; which pictures they are may not, and the fingerprint holds that.
-    differing = [key for key in now if before.get(key) != now[key] and key not in ("data.source", "data.num_workers")]
+    # Where the pictures lie may change; which pictures they are may not, and the fingerprint holds that. All decoders
+    # give the same pixels.
+    may_change = ("data.source", "data.num_workers", "input.decoder")
+    differing = [key for key in now if before.get(key) != now[key] and key not in may_change]
     if differing:
         changes = "; ".join(f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in differing)
         raise TrainerError(f"--resume: the run was begun with another recipe ({changes}); use another --output")

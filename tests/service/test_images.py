@@ -16,6 +16,7 @@ from PIL import Image
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage, ServiceError
 from service.images import ImageDecoder
+from service.jpeg import read_head
 
 MAX_PIXELS = 1_000_000
 
@@ -148,6 +149,60 @@ async def test_a_truncated_picture_is_refused(decoder: ImageDecoder, kind: str) 
     data = encoded(noise, kind)
     with pytest.raises(InvalidImage):
         await decoder.decode(data[: len(data) // 2], field="body")
+
+
+def photograph(**options: Any) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(noise), "JPEG", **options)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda whole: whole[:-1], "Premature end"),
+        (lambda whole: whole[:-400], "Premature end"),
+        (lambda whole: whole[:1500] + b"\xff\xd9" + whole[1502:], "premature end of data"),
+        (lambda whole: whole[:20] + bytes(3) + whole[20:], "extraneous bytes"),
+    ],
+    ids=["last byte missing", "end missing", "an end amidst", "bytes amidst the head"],
+)
+async def test_what_libjpeg_would_patch_up_is_refused(decoder: ImageDecoder, damage: Any, said: str) -> None:
+    assert (await decoder.decode(photograph(), field="body")).shape == (8, 8, 3)
+    with pytest.raises(InvalidImage, match=said):
+        await decoder.decode(damage(photograph()), field="body")
+
+
+async def test_a_bundle_that_records_pillow_keeps_its_leniency() -> None:
+    whole = photograph()
+    data = whole[:1500] + b"\xff\xd9" + whole[1502:]
+    decoder = ImageDecoder(spec(decoder="pillow"), max_pixels=MAX_PIXELS, threads=1)
+    assert (await decoder.decode(data, field="body")).shape == (8, 8, 3)
+    decoder.close()
+
+
+def with_repeated_scan(data: bytes, times: int) -> bytes:
+    """Repeat the last scan of a progressive JPEG."""
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * times + data[-2:]
+
+
+@pytest.mark.parametrize("kind", ["simplejpeg", "pillow"])
+async def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(kind: str) -> None:
+    decoder = ImageDecoder(spec(decoder=kind), max_pixels=MAX_PIXELS, threads=1)
+    data = photograph(progressive=True)
+    assert (await decoder.decode(data, field="body")).shape == (8, 8, 3)
+    with pytest.raises(InvalidImage, match="more than 100 scans"):
+        await decoder.decode(with_repeated_scan(data, 100), field="body")
+    decoder.close()
+
+
+async def test_unusual_subsampling_is_left_to_pillow(decoder: ImageDecoder) -> None:
+    data = bytearray(photograph(subsampling=0))
+    sampling = data.index(b"\xff\xc0") + 11  # of luma: 1x1 becomes 3x1, which no name is for
+    assert data[sampling] == 0x11
+    data[sampling] = 0x31
+    assert read_head(bytes(data)) is None
+    assert (await decoder.decode(bytes(data), field="body")).shape == (8, 8, 3)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from service.bundle import InputSpec
@@ -78,6 +79,17 @@ def test_a_broken_picture_is_named_with_the_remedy(tmp_path: Path, content: byte
     file.write_bytes(content)
     with pytest.raises(TrainerError, match=f"^{file}: {said}.*; mend or remove it"):
         open_rgb(str(file), str(file))
+
+
+def test_a_damaged_jpeg_is_patched_up_as_pillow_does() -> None:
+    sink = io.BytesIO()
+    Image.fromarray(pixels(5, 64, 64)).save(sink, "JPEG")
+    whole = sink.getvalue()
+    data = whole[:1500] + b"\xff\xd9" + whole[1502:]
+    with pytest.raises(ValueError, match="premature end of data"):
+        simplejpeg.decode_jpeg(data)
+    with Image.open(io.BytesIO(data)) as by_pillow:
+        assert (np.asarray(open_rgb(io.BytesIO(data), "x")) == np.asarray(by_pillow)).all()
 
 
 def test_a_picture_that_is_not_there_is_named() -> None:
