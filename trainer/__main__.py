@@ -105,6 +105,37 @@ def compare(  # noqa: PLR0917 - typer calls it by name
     )
 
 
+@app.command("import-checkpoint")
+def import_checkpoint(  # noqa: PLR0917 - typer calls it by name
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A torch file in the published layout.")],
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="The recipe that it was trained with.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run to make.")],
+    settings: Settings = None,
+    data: DataSource = None,
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Rename keys of the backbone; may be repeated.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Make a finished run of a published checkpoint (state_dict_best, embed), without unpickling it."""
+    from trainer.config import load_recipe  # noqa: PLC0415
+
+    overrides = [*(settings or []), *([f"data.source={json.dumps(data, ensure_ascii=False)}"] if data else [])]
+    loaded = load_recipe(recipe, overrides)
+
+    from trainer.import_checkpoint import import_checkpoint as run  # noqa: PLC0415
+
+    run(file, loaded, output, renames=rename or [], device_name=device)
+
+
+@app.command()
+def directions(run: Run, data: DataSource = None, device: Device = "auto") -> None:
+    """Measure TDE with other directions than the moving average, and an alpha for each slice; writes directions.json."""
+    from trainer.directions import compare_directions  # noqa: PLC0415
+
+    compare_directions(run, data=data, device_name=device)
+
+
 @app.command()
 def export(
     run: Run,
