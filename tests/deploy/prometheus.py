@@ -88,9 +88,10 @@ class Prometheus:
         series: list[dict[str, Any]] = self.get("query", query=expression)["result"]
         return series
 
-    def firing(self) -> set[str]:
-        """Return the names of the alerts that fire."""
-        return {alert["labels"]["alertname"] for alert in self.get("alerts")["alerts"] if alert["state"] == "firing"}
+    def firing(self, *severities: str) -> set[str]:
+        """Return the names of the alerts that fire, of some severities or of all."""
+        labels = [alert["labels"] for alert in self.get("alerts")["alerts"] if alert["state"] == "firing"]
+        return {each["alertname"] for each in labels if not severities or each["severity"] in severities}
 
     def health_of_rules(self) -> dict[str, str]:
         """Return for each rule whether its last evaluation went well: 'ok', 'err' or 'unknown'."""

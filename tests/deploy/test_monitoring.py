@@ -1,13 +1,18 @@
-"""Alert rules and dashboard against the metrics that exist, and by Prometheus's own tool."""
+"""Alert rules and dashboards against the metrics that exist, and by Prometheus's own tool."""
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard as GrafanaDashboard
 
-from deploy.grafana.dashboard import TARGET, as_json, dashboard
+from deploy.grafana.dashboard import FOLDER, as_json, dashboards
 from service.metrics import STAGES, Metrics
 from tests.deploy.exposition import METRIC, exposed
 from tests.deploy.prometheus import promtool
@@ -19,7 +24,7 @@ def rule_expressions(root: Path) -> dict[str, str]:
 
 
 def panels() -> list[dict[str, Any]]:
-    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    return [panel for each in dashboards().values() for panel in each["panels"] if panel["type"] != "row"]
 
 
 def panel_expressions() -> list[str]:
@@ -32,12 +37,12 @@ def test_every_metric_of_a_rule_exists(root: Path) -> None:
     assert used - exposed() == set()
 
 
-def test_every_metric_of_the_dashboard_exists() -> None:
+def test_every_metric_of_a_dashboard_exists() -> None:
     used = {name for expression in panel_expressions() for name in METRIC.findall(expression)}
     assert used - exposed() == set()
 
 
-def test_every_metric_that_exists_is_on_the_dashboard() -> None:
+def test_every_metric_that_exists_is_on_a_dashboard() -> None:
     shown = " ".join(panel_expressions())
     families = {family.name for family in Metrics().registry.collect() if family.name.startswith("evenkeel_")}
     assert {name for name in families if name not in shown} == set()
@@ -48,13 +53,17 @@ def test_the_stages_that_are_asked_for_exist(root: Path) -> None:
     assert set(re.findall(r'stage!?="(\w+)"', text)) <= set(STAGES)
 
 
-def test_the_dashboard_file_is_what_its_code_writes() -> None:
-    assert TARGET.read_text() == as_json(), "run python -m deploy.grafana.dashboard"
+def test_the_dashboards_files_are_what_their_code_writes() -> None:
+    written = {path.name: path.read_text() for path in FOLDER.iterdir()}
+    assert written == {name: as_json(each) for name, each in dashboards().items()}, (
+        "run python -m deploy.grafana.dashboard"
+    )
 
 
-def test_panels_lie_within_the_grid_and_not_on_each_other() -> None:
+@pytest.mark.parametrize("name", dashboards())
+def test_panels_lie_within_the_grid_and_not_on_each_other(name: str) -> None:
     taken: set[tuple[int, int]] = set()
-    for panel in json.loads(as_json())["panels"]:
+    for panel in dashboards()[name]["panels"]:
         grid = panel["gridPos"]
         cells = {
             (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
@@ -62,6 +71,54 @@ def test_panels_lie_within_the_grid_and_not_on_each_other() -> None:
         assert max(x for x, _ in cells) < 24, panel["title"]
         assert not cells & taken, panel["title"]
         taken |= cells
+
+
+def test_the_dashboards_lead_to_each_other() -> None:
+    uids = {each["uid"] for each in dashboards().values()}
+    assert len(uids) == len(dashboards()) == 2
+    for each in dashboards().values():
+        assert {link["url"].removeprefix("/d/") for link in each["links"]} == uids - {each["uid"]}
+
+
+def test_every_variable_that_is_asked_for_can_be_chosen_and_is_a_label() -> None:
+    for each in dashboards().values():
+        variables = {variable["name"]: variable["query"]["query"] for variable in each["templating"]["list"]}
+        queries = [target["expr"] for panel in each["panels"] for target in panel.get("targets", [])]
+        assert set(re.findall(r"\$(\w+)", " ".join(queries))) == variables.keys() | {"__rate_interval"}
+        for name, query in variables.items():
+            metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", query).groups()  # type: ignore[union-attr]
+            assert label == name
+            assert metric in exposed()
+
+
+def test_a_choice_of_instances_holds_in_every_panel_of_serving() -> None:
+    for panel in dashboards()["serving.json"]["panels"]:
+        for query in [target["expr"] for target in panel.get("targets", [])]:
+            series = re.findall(r"\b((?:evenkeel|process|up)\w*)\{([^}]*)\}", query)
+            assert query.startswith("DCGM_") or series, query
+            assert all('instance=~"$instance"' in where for _, where in series), query
+            assert METRIC.findall(query) == [name for name, _ in series if name.startswith("evenkeel")], query
+
+
+@pytest.mark.parametrize("name", dashboards())
+def test_grafanas_own_types_know_all_that_a_dashboard_says(name: str) -> None:
+    """What Grafana's types do not know they drop; so what comes back must hold all that went in."""
+    register_default_plugins()
+    dashboard = dashboards()[name]
+    known = json.loads(JSONEncoder().encode(GrafanaDashboard.from_json(dashboard)))
+    assert list(missing(dashboard, known)) == []
+
+
+def missing(wanted: Any, found: Any, path: str = "") -> Iterator[str]:
+    """Yield where a value that is wanted is not found, or another is."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for key, value in wanted.items():
+            yield from missing(value, found.get(key), f"{path}.{key}")
+    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
+            yield from missing(one, other, f"{path}[{number}]")
+    elif wanted != found and (wanted or found):
+        yield f"{path}: {wanted!r} became {found!r}"
 
 
 def test_every_alert_says_how_grave_it_is_and_what_to_do(root: Path) -> None:
@@ -93,7 +150,7 @@ def test_the_rules_do_what_their_tests_say(root: Path) -> None:
     promtool("test", "rules", *map(str, sorted((root / "deploy/prometheus/tests").glob("*.yml"))))
 
 
-def test_the_dashboard_never_shows_a_counter_as_it_stands() -> None:
+def test_the_dashboards_never_show_a_counter_as_it_stands() -> None:
     for query in panel_expressions():
         for series in re.findall(r"(.{0,5})\b(evenkeel_\w+_(?:total|bucket|sum|count))", query):
             assert series[0].endswith("rate("), f"{query}: a counter means nothing without rate()"

@@ -89,7 +89,7 @@ def tiny_parity(samples: int = 4) -> Parity:
 def write_tiny_bundle(directory: Path, *, model: bytes | None = None, parity: Parity | None = None) -> Bundle:
     return write_bundle(
         directory,
-        make_draft(),
+        make_draft(provenance={"metrics": {"mean_cosine": [0.1, -0.1]}}),
         models={"fp32": onnx_model() if model is None else model},
         files={"parity.npz": (parity or tiny_parity()).to_bytes()},
     )
