@@ -10,7 +10,6 @@
 
 import os
 import time
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +19,34 @@ FAILING, HANGING = 250, 240
 _HANG = 2.0
 
 
-class Trial:
-    """A model at the pace of the test."""
-
-    def __init__(self, model: Any, seconds: float) -> None:
-        self._model, self._seconds = model, seconds
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def branches(self, images: Any) -> Any:
-        """Take the time, then answer as the model does."""
-        first = set(images[:, 0, 0, 0].tolist())
-        time.sleep(len(images) * self._seconds + (_HANG if HANGING in first else 0.0))
-        if FAILING in first:
-            raise RuntimeError("the device is out of memory")
-        return self._model.branches(images)
-
-
 def _put_the_clock_wrong(offset: Path) -> None:
     real = time.time
     time.time = lambda: real() + float(offset.read_text())
 
 
+def _set_the_pace(seconds: float) -> None:
+    from service.model import OnnxModel
+
+    real = OnnxModel.branches
+
+    def branches(model: OnnxModel, images: Any) -> Any:
+        first = set(images[:, 0, 0, 0].tolist())
+        time.sleep(len(images) * seconds + (_HANG if HANGING in first else 0.0))
+        if FAILING in first:
+            raise RuntimeError("the device is out of memory")
+        return real(model, images)
+
+    OnnxModel.branches = branches  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Serve."""
     if clock := os.environ.get("EVENKEEL_TRIAL_CLOCK"):
-        _put_the_clock_wrong(Path(clock))
-    from service import __main__ as program
+        _put_the_clock_wrong(Path(clock))  # before anything takes it over
+    _set_the_pace(float(os.environ.get("EVENKEEL_TRIAL_SECONDS", "0")))
+    from service.__main__ import main as serve
 
-    seconds, load = float(os.environ.get("EVENKEEL_TRIAL_SECONDS", "0")), program._load
-
-    @wraps(load)
-    def load_trial(*arguments: Any) -> Any:
-        loaded = load(*arguments)
-        return None if loaded is None else loaded._replace(model=Trial(loaded.model, seconds))
-
-    program._load = load_trial
-    program.main()
+    serve()
 
 
 if __name__ == "__main__":
