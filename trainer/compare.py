@@ -36,6 +36,7 @@ from trainer.train import choose_device
 
 PUBLISHED_ALPHAS = {"cifar10_lt": 1.0, "cifar100_lt": 1.5, "imagenet_lt": 3.0}
 """Tang et al. 2020, by the beginning of a recipe's name."""
+WIDEST = 160
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def compare_methods(wanted: Comparison) -> list[Row]:
         rows.sort(key=lambda row: (wanted.methods.index(row.method), row.seed))
         write_comparison(rows, about, wanted.output)
         plot_comparison(rows, f"{wanted.recipe}: methods compared", wanted.output / PLOT_FILE)
-    console.print(terminal_table(rows, f"{wanted.recipe}: {test_images} test images, accuracy and ECE in %"))
+    table = terminal_table(rows, f"{wanted.recipe}: {test_images} test images, accuracy and ECE in %")
+    console.print(table, width=max(console.width, WIDEST), crop=False)  # a number cut in half helps no one
     names = ", ".join((TABLE_FILE, DATA_FILE, PLOT_FILE))
     console.print(f"written to {wanted.output}: {names}", soft_wrap=True)
     return rows
@@ -112,7 +114,7 @@ def _trainings(wanted: Comparison) -> Iterator[tuple[Trained, list[str]]]:
             key = training_key(recipe, splits.fingerprint())
             plan.setdefault(key, (recipe, splits, []))[2].append(method)
     for number, (key, (recipe, splits, methods)) in enumerate(plan.items(), 1):
-        folder = adoptable.get(key, wanted.output / f"{methods[0]}-seed{recipe.seed}-{key}")
+        folder = adoptable.get(key) or _folder_of(wanted.output, key, f"{methods[0]}-seed{recipe.seed}")
         what = f"[{number}/{len(plan)}] seed {recipe.seed}: {', '.join(methods)}"
         if not _is_finished(folder):
             console.print(f"{what}: training into {folder}", soft_wrap=True, markup=False)
@@ -120,6 +122,11 @@ def _trainings(wanted: Comparison) -> Iterator[tuple[Trained, list[str]]]:
         else:
             console.print(f"{what}: trained before, in {folder}", soft_wrap=True, markup=False)
         yield Trained(folder, finished_checkpoint(folder), recipe, splits), methods
+
+
+def _folder_of(output: Path, key: str, name: str) -> Path:
+    """Find the folder of a training by its key, whichever method it was begun for, or name a new one."""
+    return next(iter(sorted(output.glob(f"*-{key}"))), output / f"{name}-{key}")
 
 
 def _open(recipe: Recipe, opened: dict[str, Splits]) -> Splits:
@@ -170,7 +177,7 @@ def _measure(
             chosen_by=knobs.chosen_by,
             metrics=measured,
             training_seconds=round(checkpoint.seconds, 1),
-            posthoc_seconds=round(seconds, 2),
+            posthoc_seconds=round(seconds, 4),
             epochs=checkpoint.epoch,
             device=checkpoint.versions.get("device", "unknown"),
             run=str(trained.folder),

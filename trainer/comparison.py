@@ -119,7 +119,7 @@ def terminal_table(rows: list[Row], title: str) -> RichTable:
     table.add_column("method", no_wrap=True)
     table.add_column("knobs", no_wrap=True)
     for heading in ("alpha", "prior", *columns.values()):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     last = None
     for one in summarise(rows):
         if last not in (None, one.method):

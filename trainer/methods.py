@@ -13,6 +13,9 @@ from trainer.errors import TrainerError
 TRAINING_VERSION = 1
 """Raised by hand when a change of the code changes what training gives for the same recipe and data."""
 
+NOT_IN_KEY = {"name": True, "alpha": True, "data": True, "loss": True, "input": {"decoder"}}
+"""What does not change the weights, as all decoders give the same pixels; data and loss are added in their own form."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -79,7 +82,7 @@ def training_key(recipe: Recipe, data_fingerprint: str) -> str:
         >>> training_key(base, "x") == training_key(load_recipe("digits_lt", ["name=other"]), "x")
         True
     """
-    settings = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"name", "alpha", "data", "loss"})
+    settings = recipe.model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_KEY)
     loss = recipe.loss.model_dump(mode="json")
     if recipe.loss.name == "balanced_softmax":
         loss["name"] = "logit_adjustment"

@@ -1,0 +1,153 @@
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.test_main import Command, command, settings  # noqa: F401 - a fixture
+from tests.trainer.tiny import TWO_EPOCHS
+from trainer import features
+from trainer.compare import Comparison, compare_methods
+from trainer.comparison import DATA_FILE, PLOT_FILE, TABLE_FILE, VARIANTS, Row
+from trainer.errors import TrainerError
+from trainer.methods import METHODS
+from trainer.runs import read_evaluation
+from trainer.train import Training
+
+
+def wanted(output: Path, *, methods: list[str], runs: list[Path], alpha: float | None = 1.5) -> Comparison:
+    return Comparison("digits_lt", list(TWO_EPOCHS), methods, [0], output, runs, alpha, "cpu")
+
+
+@pytest.fixture(scope="module")
+def compared(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+    """Every method on the digits, two epochs each; the de-confounded run is taken over. Not to be written to."""
+    output = tmp_path_factory.mktemp("comparison")
+    return output, compare_methods(wanted(output, methods=list(METHODS), runs=[finished_run.parent]))
+
+
+@pytest.fixture
+def epochs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The epochs that are trained from here on."""
+    done: list[int] = []
+    train = Training._epoch
+
+    def counted(self: Training, *arguments: object) -> object:
+        record = train(self, *arguments)
+        done.append(record.epoch)
+        return record
+
+    monkeypatch.setattr(Training, "_epoch", counted)
+    return done
+
+
+def test_every_method_is_trained_and_measured_under_every_choice_of_knobs(compared: tuple[Path, list[Row]]) -> None:
+    output, rows = compared
+    assert [(row.method, row.variant) for row in rows] == [(name, one) for name in METHODS for one in VARIANTS]
+    assert all(row.epochs == 2 and row.training_seconds > 0 for row in rows)
+    assert all((row.posthoc_seconds > 0) == (METHODS[row.method].posthoc is not None) for row in rows)
+    assert {file.name for file in output.iterdir() if file.is_file()} == {DATA_FILE, TABLE_FILE, PLOT_FILE}
+    assert len(json.loads((output / DATA_FILE).read_text())["rows"]) == len(rows)
+
+
+def test_what_builds_on_one_training_shares_it(compared: tuple[Path, list[Row]], finished_run: Path) -> None:
+    runs = {row.method: row.run for row in compared[1]}
+    assert len({runs[name] for name in ("linear", "crt", "lws", "tau_norm", "ncm")}) == 1
+    assert runs["balanced_softmax"] == runs["logit_adjustment"]
+    assert runs["deconfounded"] == str(finished_run)
+    assert len(set(runs.values())) == 6
+
+
+def test_the_rows_are_what_evaluate_says_of_the_run(compared: tuple[Path, list[Row]]) -> None:
+    for row in compared[1]:
+        if METHODS[row.method].posthoc is None and row.variant in {"plain", "TDE", "prior"}:
+            report = read_evaluation(Path(row.run))["directions"]["ema"]["accuracy"]
+            # Its mean cosine is that of the same features, summed up in another order.
+            expected = [
+                one
+                for one in report
+                if one["alpha"] == pytest.approx(row.alpha, rel=1e-4) and one["prior_strength"] == row.prior_strength
+            ]
+            assert row.metrics["accuracy"] == pytest.approx(expected[0]["accuracy"], abs=0.004)
+
+
+def test_knobs_are_those_that_the_variants_name(compared: tuple[Path, list[Row]]) -> None:
+    for row in compared[1]:
+        fixed = {"plain": (0.0, 0.0), "TDE, published alpha": (1.5, 0.0), "prior": (0.0, 1.0)}
+        assert (row.alpha, row.prior_strength) == fixed.get(row.variant, (row.alpha, row.prior_strength))
+        if row.variant == "both":
+            adjusted = METHODS[row.method].posthoc or row.method in {"balanced_softmax", "logit_adjustment"}
+            assert (row.prior_strength, row.alpha > 0) == ((0.0, False) if adjusted else (0.5, True))
+
+
+def test_a_second_call_trains_and_reads_nothing_anew(
+    compared: tuple[Path, list[Row]], finished_run: Path, epochs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "extract_features", None)
+    output, before = compared
+    rows = compare_methods(wanted(output, methods=["ncm", "deconfounded"], runs=[finished_run]))
+    assert epochs == []
+    assert {(row.method, row.variant): row.metrics for row in rows}.items() <= {
+        (row.method, row.variant): row.metrics for row in before
+    }.items()
+
+
+def test_one_that_was_stopped_goes_on_where_it_was(
+    tmp_path: Path, epochs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Training._epoch
+
+    def stopped(self: Training, train: object, epoch: int) -> object:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return counted(self, train, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_epoch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            compare_methods(wanted(tmp_path, methods=["linear"], runs=[]))
+    assert epochs == [0]
+    rows = compare_methods(wanted(tmp_path, methods=["linear"], runs=[], alpha=None))
+    assert epochs == [0, 1]
+    assert [row.variant for row in rows] == ["plain", "TDE", "prior", "both"]
+
+
+def test_kept_features_that_are_damaged_are_made_again(
+    compared: tuple[Path, list[Row]], finished_run: Path, tmp_path: Path, epochs: list[int]
+) -> None:
+    kept = tmp_path / "features"
+    shutil.copytree(compared[0] / "features", kept)
+    for file in kept.iterdir():
+        file.write_bytes(file.read_bytes()[:-7])
+    rows = compare_methods(wanted(tmp_path, methods=["deconfounded"], runs=[finished_run]))
+    assert {row.variant: row.metrics for row in rows}.items() == {
+        row.variant: row.metrics for row in compared[1] if row.method == "deconfounded"
+    }.items()
+    assert epochs == []
+
+
+def test_a_folder_of_runs_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"--runs .*none: is no folder"):
+        compare_methods(wanted(tmp_path, methods=["linear"], runs=[tmp_path / "none"]))
+
+
+def test_the_command_line_compares_and_says_where_the_table_is(
+    command: Command,  # noqa: F811
+    finished_run: Path,
+    tmp_path: Path,
+) -> None:
+    status, said = command(
+        "compare", "digits_lt", *settings(*TWO_EPOCHS), "--methods", "deconfounded", "--runs", finished_run,
+        "--output", tmp_path, "--alpha", "1.25", "--device", "cpu",
+    )  # fmt: skip
+    assert status == 0, said
+    assert "trained before" in said
+    assert "TDE, published alpha   1.25" in said
+    assert TABLE_FILE in said
+    shown = json.loads((tmp_path / DATA_FILE).read_text())["rows"][0]["command"]
+    assert shown.startswith(
+        "python -m trainer compare digits_lt --methods deconfounded --seeds 0 --set 'schedule={epochs"
+    )
+    status, said = command("compare", "digits_lt", "--methods", "magic")
+    assert (status, "--methods 'magic': must be all, or some of" in said) == (1, True)
