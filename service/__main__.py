@@ -23,11 +23,10 @@ from service import commands
 from service.app import create_app
 from service.bundle import BundleError, read_bundle
 from service.connections import Connection
-from service.exhibits import Exhibits
 from service.front_door import FrontDoor
 from service.listening import CannotListen, bind, is_open_to_others, listen
-from service.model import OnnxModel, ProviderUnavailable
-from service.reload import Loaded, Reloader
+from service.model import ProviderUnavailable
+from service.reload import Reloader
 from service.routes.context import Service
 from service.settings import Settings
 from service.telemetry import log_to_stderr
@@ -75,7 +74,7 @@ def serve(  # noqa: PLR0917 - typer needs them so
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         log_to_stderr(settings.log_level, settings.log_format)
         sockets = bind(settings.host, settings.port)
-        load = partial(_load, bundle, settings)
+        load = partial(load_bundle, bundle, settings)
         loaded = load("")
         assert loaded is not None, "no bundle has an empty version"
         app = create_app(settings, loaded.model, loaded.exhibits, load=load, bundle=bundle)
@@ -102,24 +101,6 @@ def triton(
         typer.echo(f"evenkeel writes nothing: {error}", err=True)
         sys.exit(2)
     typer.echo(f"{folder} is written. Serve it: tritonserver --model-repository={repository}")
-
-
-def _load(path: Path, settings: Settings, version: str) -> Loaded | None:
-    """Read the bundle, and load its model unless it is the version given."""
-    try:
-        folder = path.resolve()  # what a link points to, in one piece
-    except (OSError, RuntimeError) as error:  # RuntimeError: what Python before 3.13 makes of a loop
-        raise BundleError(f"{path} is a link that leads nowhere: {error}; give the folder itself") from error
-    intact = read_bundle(folder)
-    if intact.manifest.version == version:
-        return None
-    model = OnnxModel(
-        intact, provider=settings.provider, threads=settings.threads, max_batch_size=settings.max_batch_size
-    )
-    loaded = Loaded(model, Exhibits.of(intact))
-    if read_bundle(folder).manifest.version != intact.manifest.version:
-        raise BundleError(f"{folder} was changed while it was loaded; send SIGHUP again once it is whole")
-    return loaded
 
 
 class DrainingServer(uvicorn.Server):

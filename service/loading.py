@@ -1,0 +1,32 @@
+"""A bundle from the disk to a model that is warm and checked, under the settings; at the start and at every reload."""
+
+from pathlib import Path
+
+from service.bundle import BundleError, read_bundle
+from service.exhibits import Exhibits
+from service.model import OnnxModel
+from service.reload import Loaded
+from service.settings import Settings
+
+
+def load_bundle(path: Path, settings: Settings, version: str) -> Loaded | None:
+    """Read the bundle, and load its model unless it is the version given.
+
+    Raises:
+        BundleError: it cannot be read, or was changed meanwhile.
+        ProviderUnavailable: the settings want a provider that does not run.
+    """
+    try:
+        folder = path.resolve()  # what a link points to, in one piece
+    except (OSError, RuntimeError) as error:  # RuntimeError: what Python before 3.13 makes of a loop
+        raise BundleError(f"{path} is a link that leads nowhere: {error}; give the folder itself") from error
+    intact = read_bundle(folder)
+    if intact.manifest.version == version:
+        return None
+    model = OnnxModel(
+        intact, provider=settings.provider, threads=settings.threads, max_batch_size=settings.max_batch_size
+    )
+    loaded = Loaded(model, Exhibits.of(intact))
+    if read_bundle(folder).manifest.version != intact.manifest.version:
+        raise BundleError(f"{folder} was changed while it was loaded; send SIGHUP again once it is whole")
+    return loaded
