@@ -130,7 +130,7 @@ def import_checkpoint(  # noqa: PLR0917 - typer calls it by name
 
 @app.command()
 def directions(run: Run, data: DataSource = None, device: Device = "auto") -> None:
-    """Measure TDE with other directions than the moving average, and an alpha for each slice; writes directions.json."""
+    """Measure TDE with other directions than the moving average, and with an alpha for each slice."""
     from trainer.directions import compare_directions  # noqa: PLC0415
 
     compare_directions(run, data=data, device_name=device)

@@ -1,0 +1,65 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.checkpoint import load_checkpoint
+from trainer.directions import candidate_directions, compare_directions, measure, slice_cosines
+from trainer.runs import restore_model
+
+
+def test_each_mean_weighs_pictures_and_classes_as_it_says() -> None:
+    features = torch.cat((torch.tensor([[4.0, 0.0, 0.0, 2.0]]).expand(150, 4), torch.tensor([[0.0, 2.0, 8.0, 0.0]])))
+    labels = np.array([0] * 150 + [2])  # class 1 has no picture
+    found = candidate_directions(features, labels, num_heads=2)
+    assert torch.allclose(found["dataset_mean"], features.mean(dim=0))
+    assert torch.allclose(found["unit_mean"] * 151, torch.tensor([150.0, 1.0, 1.0, 150.0]))
+    assert found["balanced_mean"].tolist() == [2.0, 1.0, 4.0, 1.0]
+    assert found["many_shot_mean"].tolist() == [4.0, 0.0, 0.0, 2.0]
+
+
+def test_the_principal_direction_is_that_of_the_largest_spread_of_each_slice() -> None:
+    torch.manual_seed(0)
+    features = torch.rand(200, 6) + torch.tensor([3.0, 0, 0, 0, 0, 3.0])
+    found = candidate_directions(features, np.zeros(200, dtype=np.int64), num_heads=2)
+    slices = torch.nn.functional.normalize(features.view(200, 2, 3), dim=-1)
+    for head in range(2):
+        for name, centre in (("principal", torch.zeros(3)), ("centred_principal", slices[:, head].mean(dim=0))):
+            expected = torch.linalg.svd(slices[:, head] - centre).Vh[0]
+            one = found[name].view(2, 3)[head]
+            assert abs(float(one @ expected)) == pytest.approx(1, abs=1e-4)
+            assert one @ slices[:, head].mean(dim=0) >= 0
+
+
+def test_the_cosine_of_two_directions_is_told_by_slice() -> None:
+    one, other = torch.tensor([1.0, 0, 3.0, 4.0]), torch.tensor([5.0, 0, 4.0, -3.0])
+    assert slice_cosines(one, other, 2) == [1.0, 0.0]
+
+
+def test_the_moving_average_measured_anew_is_what_evaluation_says(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    compare_directions(run, data=None, device_name="cpu")
+    report = json.loads((run / "directions.json").read_text())
+    evaluation = json.loads((run / "evaluation.json").read_text())["directions"]
+    for name in ("ema", "dataset_mean"):
+        assert report[name]["chosen"]["alpha"] == pytest.approx(evaluation[name]["alpha"], rel=1e-4)
+        assert report[name]["chosen"]["accuracy"] == evaluation[name]["accuracy"][1]["accuracy"]
+    assert report["ema"]["cosine_with_ema"] == [1.0, 1.0]
+    for one in report.values():
+        best = one["test_optimum_for_information"][0]
+        assert best["accuracy"] >= one["chosen"]["accuracy"]
+
+
+def test_one_alpha_for_all_slices_is_a_special_case_of_one_for_each(finished_run: Path) -> None:
+    checkpoint = load_checkpoint(finished_run)
+    model = restore_model(checkpoint, torch.device("cpu"))
+    torch.manual_seed(0)
+    seen, tested = torch.rand(50, 64), torch.rand(80, 64)
+    direction = torch.rand(32).repeat(2)
+    seen = seen[:, :32].repeat(1, 2)  # both slices alike: the same cosine
+    measured = measure(direction, model.head, seen, (tested, np.arange(80) % 10), checkpoint)
+    assert measured["chosen_per_slice"]["alphas"] == pytest.approx([measured["chosen"]["alpha"]] * 2)
+    assert measured["chosen_per_slice"]["accuracy"] == measured["chosen"]["accuracy"]
