@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 # No '+': a local version (torch's +cpu) is of one machine or index.
-PINNED = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+( ; [^:/]+)?")
+PINNED = re.compile(r"[A-Za-z0-9._-]+==([0-9]+!)?[A-Za-z0-9.]+( ; [^:/]+)?")
 TRAINING_ONLY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "datasets", "scikit-learn", "kornia"}
 
 
