@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from service.charts import picture, text_chart
-from service.clients import ClientName
+from service.clients import ClientName, ClientPolicy, fit
 from service.database import Database
-from service.errors import ServiceError
+from service.errors import PolicyMismatch, ServiceError
 from service.objectives import parse_objective
 from service.policy_store import PolicyStore, read_policy
 from service.prediction_store import PredictionStore
@@ -60,13 +60,15 @@ def add(  # noqa: PLR0917 - typer needs them so
     target: Target = None,
 ) -> None:
     """Add a client and show its key, this once."""
-    with _stores() as (policies, _):
+    with _stores() as (policies, predictions):
         given = _given(locals())
         try:
             _NAMES.validate_python(name)
         except ValidationError:
             _refuse(f"{name!r} is no client's name; use up to 64 letters, digits, '.', '_' and '-'")
-        _show_key(policies.add(name, read_policy(given), who=_who()))
+        policy = read_policy(given)
+        _show_key(policies.add(name, policy, who=_who()))
+        _warn_of_misfit(policy, predictions)
 
 
 @clients.command("list")
@@ -110,9 +112,10 @@ def set_(  # noqa: PLR0917 - typer needs them so
     unset: Unset = None,
 ) -> None:
     """Change some fields of a client's policy."""
-    with _stores() as (policies, _):
+    with _stores() as (policies, predictions):
         policy = policies.set(name, _given(locals()) | dict.fromkeys(unset or ()), who=_who())
         console.print_json(data=policy.model_dump(mode="json"))
+        _warn_of_misfit(policy, predictions)
 
 
 @clients.command()
@@ -210,6 +213,17 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             _refuse(f"{options['target']} cannot be read as JSON: {error}")
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _warn_of_misfit(policy: ClientPolicy, predictions: PredictionStore) -> None:
+    """Say so where the policy does not fit the model that was served last; a later one may fit."""
+    manifest = predictions.newest_model()
+    if manifest is None:
+        return
+    try:
+        fit(policy, manifest, Settings().max_prior_strength)
+    except PolicyMismatch as error:
+        typer.echo(f"evenkeel: {error.message} While {manifest.name} is served its requests get 409.", err=True)
 
 
 def _show_key(key: str) -> None:

@@ -88,10 +88,14 @@ class PredictionStore:
         with self._database.reading() as connection:
             query = select(tables.models.c.manifest).where(tables.models.c.version == version)
             content: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
-        if content is None:
-            return None
-        known = ManifestDraft.model_fields.keys() & content.keys()
-        return ManifestDraft.model_validate({name: content[name] for name in known})
+        return None if content is None else _manifest(content)
+
+    def newest_model(self) -> ManifestDraft | None:
+        """Return what was kept of the model that a process began to serve last, or None where none ever did."""
+        with self._database.reading() as connection:
+            query = select(tables.models.c.manifest).order_by(tables.models.c.seen_at.desc()).limit(1)
+            content: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
+        return None if content is None else _manifest(content)
 
     def write(self, predictions: Sequence[KeptPrediction]) -> None:
         """Keep predictions; one that is there already stays as it is."""
@@ -166,6 +170,11 @@ def _labelled(client: str) -> Select[Any]:
     kept, labels = tables.predictions, tables.labels
     columns = (labels.c.label, kept.c.max_prior_strength, kept.c.candidates, kept.c.model)
     return select(*columns).join(labels, labels.c.prediction == kept.c.id).where(kept.c.client == client)
+
+
+def _manifest(content: dict[str, Any]) -> ManifestDraft:
+    known = ManifestDraft.model_fields.keys() & content.keys()
+    return ManifestDraft.model_validate({name: content[name] for name in known})
 
 
 def _insert(dialect: str) -> Callable[..., Any]:

@@ -69,6 +69,16 @@ def test_a_target_distribution_comes_from_a_file(run: Run, tmp_path: Path) -> No
     assert "cannot be read as JSON" in run("clients", "set", "shop", "--target", str(path), status=2).output
 
 
+def test_a_policy_that_does_not_fit_the_model_served_last_is_kept_with_a_warning(run: Run, url: str) -> None:
+    assert "409" not in run("clients", "add", "early", "--alpha", "9").output
+    with TestClient(create_app(Settings(database_url=url), FakeModel())):
+        pass
+    warning = "The client's alpha lies outside 0 to 3. While tiny is served its requests get 409."
+    assert warning in run("clients", "add", "shop", "--alpha", "9").output
+    assert warning in run("clients", "set", "early", "--alpha", "8").output
+    assert "409" not in run("clients", "set", "shop", "--alpha", "2").output
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
