@@ -25,6 +25,7 @@ from service.bundle import BundleError, read_bundle
 from service.connections import Connection
 from service.front_door import FrontDoor
 from service.listening import CannotListen, bind, is_open_to_others, listen
+from service.loading import load_bundle
 from service.model import ProviderUnavailable
 from service.reload import Reloader
 from service.routes.context import Service

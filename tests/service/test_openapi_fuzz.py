@@ -15,7 +15,6 @@ import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
-from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -31,7 +30,7 @@ from tests.service.test_process import free_port
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 EXAMPLES = int(os.environ.get("EVENKEEL_FUZZ_EXAMPLES", "10"))
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
 DOCUMENT = schemathesis.openapi.from_dict(create_app(Settings(), FakeModel()).openapi())
@@ -63,7 +62,9 @@ def test_no_request_gets_what_the_document_does_not_say(address: str, label: str
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(case=cases)
     def ask(case: Any) -> None:
-        case.call_and_validate(base_url=address, checks=CHECKS, timeout=20)
+        response = case.call(base_url=address, timeout=20)
+        case.validate_response(response, checks=CHECKS)
+        assert response.status_code < 500 or response.status_code in {503, 504}  # a hurried request may be late
 
     with suppress(Unsatisfiable):
         ask()
