@@ -59,7 +59,7 @@ class LogitAdjusted:
     With tau 1 this is balanced softmax: ``-log(n_y e^y / sum_c n_c e^c)``, as a constant on all logits changes nothing.
 
     Source: Menon et al., *Long-Tail Learning via Logit Adjustment*, ICLR 2021, Eq. 10; Ren et al., *Balanced
-    Meta-Softmax for Long-Tailed Visual Recognition*, NeurIPS 2020, Eq. 4.
+    Meta-Softmax for Long-Tailed Visual Recognition*, NeurIPS 2020, Theorem 1.
     """
 
     def __init__(self, log_share: Float[Tensor, " classes"], tau: float) -> None:

@@ -19,7 +19,7 @@ def retrain(
         validation: not used.
         seed: of the first weights and of the batches.
 
-    Source: Kang et al. 2020, section 4.2, *Classifier Re-training*.
+    Source: Kang et al. 2020, section 4, *Classifier Re-training*.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -20,7 +20,7 @@ def learn_scales(
         validation: not used.
         seed: of the batches.
 
-    Source: Kang et al. 2020, section 4.2, *Learnable weight scaling*, Eq. 5.
+    Source: Kang et al. 2020, section 4, *Learnable weight scaling*.
     """
     weight = trained.weight.detach()
     scales = torch.ones(len(weight), dtype=weight.dtype, requires_grad=True)

@@ -21,7 +21,7 @@ def nearest_class_mean(
         validation: not used.
         seed: not used.
 
-    Source: Kang et al. 2020, section 4.2, *Nearest Class Mean classifier*, with cosine similarity.
+    Source: Kang et al. 2020, section 4, *Nearest Class Mean classifier*, with cosine similarity.
     """
     dim = data.features.shape[1]
     sums = torch.zeros(data.num_classes, dim).index_add_(0, data.labels, data.features.float())

@@ -29,7 +29,7 @@ def normalise_by_tau(
         validation: validation features, if there are some.
         seed: not used.
 
-    Source: Kang et al. 2020, section 4.2, *tau-normalized classifier*, Eq. 4.
+    Source: Kang et al. 2020, section 4, *tau-normalized classifier*.
     """
     norms = torch.linalg.vector_norm(trained.weight.detach(), dim=1)
     tau = choose_tau(trained.weight.detach(), data, validation)
