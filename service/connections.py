@@ -10,16 +10,19 @@ Nothing is timed for each request: the server looks at all connections each seco
 Source: RFC 9112 (HTTP/1.1), 9.5 and 9.6; RFC 6585, 5.
 """
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service import security_headers
 from service.errors import STATUS, HeadTooLarge, HeadTooSlow, InvalidRequest, ServiceError
 from service.front_door import FrontDoor
 from service.one_write import OneWriteProtocol
 from service.routes.context import Service
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 HEAD_BYTES = 65_536
 """Most bytes of a request's head, and of what else in a message is no body: trailers, sizes of chunks."""
@@ -34,6 +37,18 @@ class Connection(OneWriteProtocol):
     _overhead = 0  # bytes since the last head that were no body
     _awaited: object = None  # what was awaited when last looked at
     _since = 0.0
+    _running: RequestResponseCycle | None = None  # of requests sent one behind the other `cycle` is the last
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request under way that its client has left, also where others wait behind it."""
+        if self._running is not None:
+            self._running.disconnected = not self._running.response_complete
+            self._running.message_event.set()
+        super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
