@@ -53,7 +53,12 @@ def serving(bundle: Path, log: Path, **settings: str) -> Iterator[tuple[str, sub
     environment = {**os.environ, **{f"EVENKEEL_{name.upper()}": value for name, value in settings.items()}}
     with running(serve, log, env=environment) as process:
         address = f"http://127.0.0.1:{port}"
-        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 200, "the service is ready", seconds=60)
+        wait_until(
+            lambda: process.poll() is not None or httpx.get(f"{address}/readyz").status_code == 200,
+            "the service is ready",
+            seconds=60,
+        )
+        assert process.poll() is None, log.read_text()
         yield address, process
 
 

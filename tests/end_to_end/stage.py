@@ -1,9 +1,11 @@
 """A database and the processes of the service on it, with what an operator and a client do to them."""
 
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,19 @@ Answer = dict[str, Any]
 
 @dataclass
 class Stage:
-    """The database, and the processes that serve on it."""
+    """The database, and the processes that serve on it; `serve` begins one and returns its address and itself."""
 
     database: str
+    serve: Callable[[], tuple[str, subprocess.Popen[bytes]]]
     addresses: list[str] = field(default_factory=list)
-    processes: list[Any] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def begin(self, processes: int) -> None:
+        """Serve in so many processes."""
+        while len(self.addresses) < processes:
+            address, process = self.serve()
+            self.addresses.append(address)
+            self.processes.append(process)
 
     def cli(self, *words: str) -> str:
         return command("service", *words, EVENKEEL_DATABASE_URL=self.database)
@@ -49,11 +59,14 @@ class Stage:
         return httpx.post(f"{address}/predict?alpha={alpha:g}", content=picture, headers=headers)
 
     def label(self, key: str, labels: list[dict[str, Any]]) -> int:
-        """Send labels, of all processes in turns; halfway one of two is killed. Return how many were acknowledged."""
-        acknowledged = 0
+        """Send labels to all processes in turns, and return how many were acknowledged.
+
+        Halfway one of two processes is killed; at the end another begins in its place.
+        """
+        acknowledged, processes = 0, len(self.processes)
         for first in range(0, len(labels), LABELS_A_REQUEST):
             if len(self.addresses) > 1 and first >= len(labels) // 2:
-                self.processes[0].kill()
+                self.processes.pop(0).kill()
                 self.addresses.pop(0)
             part = labels[first : first + LABELS_A_REQUEST]
             address = self.addresses[(first // LABELS_A_REQUEST) % len(self.addresses)]
@@ -61,12 +74,13 @@ class Stage:
             assert response.status_code == 200, response.text
             assert response.json() == {"accepted": len(part), "refused": []}
             acknowledged += len(part)
+        self.begin(processes)
         return acknowledged
 
-    def tradeoff(self, client: str, **parameters: str) -> dict[str, Any]:
+    def tradeoff(self, client: str, address: str, **parameters: str) -> dict[str, Any]:
         """Return what a client's labels say of its knobs."""
-        address = f"{self.addresses[0]}/clients/{client}/tradeoff"
-        response = httpx.get(address, params=parameters, headers=ADMIN, timeout=120)
+        route = f"{address}/clients/{client}/tradeoff"
+        response = httpx.get(route, params=parameters, headers=ADMIN, timeout=120)
         assert response.status_code == 200, response.text
         content: dict[str, Any] = response.json()
         return content
@@ -94,18 +108,16 @@ class Stage:
 def staged(bundle: Path, folder: Path, database: str) -> Iterator[Stage]:
     """Serve a bundle: in one process on 'sqlite', in two on 'postgresql', with a server of their own."""
     with ExitStack() as stack:
-        if database == "sqlite":
-            stage, processes = Stage(f"sqlite:///{folder / 'evenkeel.sqlite'}"), 1
-        else:
+        url = f"sqlite:///{folder / 'evenkeel.sqlite'}"
+        if database == "postgresql":
             cluster = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             cluster.chmod(0o755)
             server = stack.enter_context(postgresql.running(cluster / "cluster", free_port()))
-            stage, processes = Stage(server.url()), 2
-        for number in range(processes):
-            settings = {"database_url": stage.database, "admin_key": "operator", "threads": "1", "drain_delay": "0"}
-            address, process = stack.enter_context(serving(bundle, folder / f"service{number}.log", **settings))
-            stage.addresses.append(address)
-            stage.processes.append(process)
+            url = server.url()
+        settings = {"database_url": url, "admin_key": "operator", "threads": "1", "drain_delay": "0"}
+        logs = (folder / f"service{number}.log" for number in count())
+        stage = Stage(url, lambda: stack.enter_context(serving(bundle, next(logs), **settings)))
+        stage.begin(1 if database == "sqlite" else 2)
         yield stage
 
 

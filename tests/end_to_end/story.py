@@ -102,8 +102,11 @@ def tell(stage: Stage, cast: Cast, *, objective: str, knobs: str) -> Ending:
     assert acknowledged == len(cast.learn)
 
     # No acknowledged label is lost, and replay at the knobs in use is what was served.
-    found = stage.tradeoff("rescue", objective=objective, knobs=knobs)
+    found, *others = (
+        stage.tradeoff("rescue", address, objective=objective, knobs=knobs) for address in stage.addresses
+    )
     assert found["labels"] == acknowledged
+    assert all((other["labels"], other["best"]) == (acknowledged, found["best"]) for other in others)
     served = accuracies(winners(answers) == cast.learn_labels, groups[cast.learn_labels])
     assert {name: found["before"][name] for name in served} == pytest.approx(served, abs=1e-9)
 
