@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 
 from trainer.alpha import choose_alpha
 from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, finished_checkpoint, load_checkpoint
@@ -36,7 +37,8 @@ from trainer.train import choose_device
 
 PUBLISHED_ALPHAS = {"cifar10_lt": 1.0, "cifar100_lt": 1.5, "imagenet_lt": 3.0}
 """Tang et al. 2020, by the beginning of a recipe's name."""
-WIDEST = 160
+WIDEST = 120
+"""Columns that the table may take where the terminal is narrower or there is none."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def compare_methods(wanted: Comparison) -> list[Row]:
         write_comparison(rows, about, wanted.output)
         plot_comparison(rows, f"{wanted.recipe}: methods compared", wanted.output / PLOT_FILE)
     table = terminal_table(rows, f"{wanted.recipe}: {test_images} test images, accuracy and ECE in %")
-    console.print(table, width=max(console.width, WIDEST), crop=False)  # a number cut in half helps no one
+    Console(file=console.file, width=max(console.width, WIDEST)).print(table)  # a number cut short helps no one
     names = ", ".join((TABLE_FILE, DATA_FILE, PLOT_FILE))
     console.print(f"written to {wanted.output}: {names}", soft_wrap=True)
     return rows

@@ -27,7 +27,7 @@ def plot_comparison(rows: list[Row], title: str, file: Path) -> None:
         for one in summaries:
             _draw(axes, one, metric, methods.index(one.method))
         axes.set(xlabel=f"accuracy of {name}, %", yticks=range(len(methods)), yticklabels=methods)
-        axes.invert_yaxis()
+        axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
     handles, names = panels[0][0].get_legend_handles_labels()
     by_name = dict(zip(names, handles, strict=True))
