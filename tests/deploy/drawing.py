@@ -39,9 +39,7 @@ def draw(dashboard: Dashboard, prometheus: Prometheus, start: float, end: float,
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels) + 2
     width, unit = _INCHES
     figure = Figure(figsize=(width, unit * height), facecolor=_PAPER, dpi=80)
-    note = (
-        f"{dashboard.title}   drawn by matplotlib from a real Prometheus, not by Grafana; {time.strftime('%Y-%m-%d')}"
-    )
+    note = f"{dashboard.title}   (drawn by matplotlib from a real Prometheus, not by Grafana)"
     figure.text(0.008, 1 - 1 / height, note, color=_INK, fontsize=11, va="center")
     for panel in panels:
         grid = panel["gridPos"]
