@@ -163,7 +163,7 @@ async def stalling_readers(tried: Try) -> str:
         await loop.sock_connect(client, ("127.0.0.1", tried.port))
         question = request(path="/openapi.json", method="GET", headers={"Connection": "keep-alive"})
         sending = asyncio.create_task(loop.sock_sendall(client, question * asked))
-        await asyncio.sleep(4.0)
+        await asyncio.sleep(5.5)
         raw = b""
         with suppress(OSError):
             async with asyncio.timeout(LONGEST):

@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.operations import connection_faults, picture_faults
+from tests.operations import connection_faults, picture_faults, surroundings
 from tests.operations.client import metric, request, send
 from tests.operations.fault import Fault, Try
+from tests.operations.picture_faults import bombs
 from tests.service.fakes import picture
 from tests.service.test_process import Process, running
 from tests.service.tiny_model import write_tiny_bundle
 
 FAULTS = [*picture_faults.FAULTS, *connection_faults.FAULTS]
-SETTINGS = {"request_timeout": "1", "max_body_bytes": "2000000", "max_queue_size": "1000"}
+SETTINGS = {"request_timeout": "2", "max_body_bytes": "2000000", "max_queue_size": "1000"}
 AT_A_TIME = 50
 
 
@@ -64,23 +65,46 @@ async def settled(service: Process) -> Footprint:
     return Footprint.of(service)
 
 
+def _row(name: str, outcomes: Counter[str], held: str = "|") -> None:
+    shown = ", ".join(f"{count} x {outcome}" for outcome, count in sorted(outcomes.items()))
+    print(f"| {name} | {outcomes.total()} | {shown} | {held} |", flush=True)
+
+
+async def _sent(folder: Path, bundle: Path, faults: Sequence[Fault], times: int) -> bool:
+    """Try what is sent; return whether every outcome was one of those expected."""
+    fine, log = True, folder / "log"
+    bombs()  # takes a while to make, and would keep everyone else waiting
+    with running(bundle, log, **SETTINGS, database_url=f"sqlite:///{folder}/kept.sqlite") as service:
+        for fault in faults:
+            outcomes = await tried(service, fault, times)
+            held = await settled(service)
+            _row(fault.name, outcomes, f"{held.descriptors} | {held.megabytes:.0f}")
+            if wrong := outcomes.keys() - fault.expected:
+                print(f"wrong: {sorted(wrong)}", file=sys.stderr)
+                fine = False
+    return fine and "Traceback" not in log.read_text()
+
+
+async def _surrounding(folder: Path, bundle: Path, times: int) -> None:
+    """Try what the service stands on."""
+    with running(bundle, folder / "disk.log", database_url=f"sqlite:///{folder}/disk.sqlite") as service:
+        _row("a full disk", Counter(await surroundings.on_a_full_disk(service, times)))
+        _row("damaged bundles at a reload", Counter(await surroundings.reloads_of_damaged_bundles(service, bundle, 5)))
+    write_tiny_bundle(bundle)
+    _row("damaged bundles at the start", Counter(surroundings.starts_with_damaged_bundles(folder)))
+    _row("no GPU where one is asked for", Counter(surroundings.starts_without_the_provider(bundle)))
+    _row("a clock that jumps", Counter(await surroundings.with_a_jumping_clock(bundle, folder, times)))
+
+
 async def _table(faults: Sequence[Fault], times: int) -> bool:
-    fine = True
-    with tempfile.TemporaryDirectory() as folder:
-        bundle, log = write_tiny_bundle(Path(folder) / "tiny").path, Path(folder) / "log"
-        with running(bundle, log, **SETTINGS, database_url=f"sqlite:///{folder}/kept.sqlite") as service:
-            print("| what was sent | times | answers | descriptors | MB resident |")
-            print("| --- | ---: | --- | ---: | ---: |")
-            for fault in faults:
-                outcomes = await tried(service, fault, times)
-                held = await settled(service)
-                shown = ", ".join(f"{count} x {outcome}" for outcome, count in sorted(outcomes.items()))
-                wrong = outcomes.keys() - fault.expected
-                fine = fine and not wrong
-                print(f"| {fault.name} | {times} | {shown} | {held.descriptors} | {held.megabytes:.0f} |", flush=True)
-                if wrong:
-                    print(f"wrong: {sorted(wrong)}", file=sys.stderr)
-            fine = fine and "Traceback" not in log.read_text()
+    print("| what | times | outcomes | descriptors after | MB resident after |")
+    print("| --- | ---: | --- | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundle = write_tiny_bundle(folder / "tiny").path
+        fine = await _sent(folder, bundle, faults, times)
+        if len(faults) == len(FAULTS):
+            await _surrounding(folder, bundle, times)
     return fine
 
 
