@@ -193,6 +193,9 @@ class Recipe(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 autocast where the device computes in bf16, else fp32"
     )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="torch.compile of the forward and backward pass; auto: on a GPU, as it is slower on a CPU"
+    )
     data: DataConfig
     input: InputSpec = Field(description="the pixels that the model sees, in training and in serving alike")
     augment: AugmentConfig = AugmentConfig()

@@ -52,6 +52,8 @@ class Training:
             nesterov=recipe.optimizer.nesterov,
             weight_decay=recipe.optimizer.weight_decay,
         )
+        is_compiled = recipe.compile == "always" or (recipe.compile == "auto" and device.type == "cuda")
+        self._compute = torch.compile(self.model) if is_compiled else self.model
         decay = recipe.averaging.decay
         self.average = WeightAverage(self.model, decay) if decay else None
         self.loss = create_loss(recipe.loss, splits.class_counts, device)
@@ -147,7 +149,7 @@ class Training:
 
     def _forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            logits, features = self.model(pixels.contiguous(memory_format=torch.channels_last))
+            logits, features = self._compute(pixels.contiguous(memory_format=torch.channels_last))
         return logits, features
 
     def _record(self, record: EpochRecord, folder: Path) -> None:

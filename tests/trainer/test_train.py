@@ -273,3 +273,23 @@ def test_a_gpu_that_is_not_there_is_refused_and_auto_does_without() -> None:
     assert choose_device("auto") == CPU
     with pytest.raises(TrainerError, match="--device cuda: no GPU can be used here; give --device cpu"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(("setting", "calls"), [("always", 1), ("never", 0), ("auto", 0)])
+def test_steps_go_through_the_compiled_model_where_the_recipe_asks_for_it(
+    digits: Splits, monkeypatch: pytest.MonkeyPatch, setting: str, calls: int
+) -> None:
+    seen: list[torch.Size] = []
+
+    def compiled(model: torch.nn.Module) -> object:
+        def call(pixels: Tensor) -> object:
+            seen.append(pixels.shape)
+            return model(pixels)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    training = Training(tiny_recipe(f"compile={setting}"), digits, CPU)
+    loss, _ = training._step(torch.rand(4, 3, 8, 8), torch.arange(4), 0.1)
+    assert loss.isfinite()
+    assert len(seen) == calls
