@@ -26,7 +26,7 @@ async def test_at_five_times_capacity_whoever_is_taken_is_answered_in_time_and_t
 ) -> None:
     assert (await send(slow.port, ANY)).status == 200  # it knows its pace now
     before = metric(slow, IMAGES_RUN)
-    answers = await at_a_rate(slow.port, ANY, rate=5 / PACE, count=160)
+    answers = await at_a_rate(slow.port, [ANY], rate=5 / PACE, count=160)
     taken = [answer for answer in answers if answer.status == 200]
     refused = [answer for answer in answers if answer.status == 429]
     assert len(taken) + len(refused) == 160, statuses(answers)

@@ -1,0 +1,60 @@
+"""Five times more than the model can do: what accepted work then gets of the peak, and how long it waits.
+
+ResNeXt-50 32x4d. The peak is what connections that each wait for their answer reach; then requests come at five times
+that rate, each on a connection of its own, whatever becomes of those before. Accepted work may wait for a full queue,
+for the batch that runs and for its own: (queue + 2 batches) / accepted images a second.
+"""
+
+import asyncio
+import statistics
+import time
+
+from tests.benchmarks.load import Body, burst
+from tests.benchmarks.models import HEAVY
+from tests.benchmarks.pictures import jpegs
+from tests.benchmarks.result import Figure, at_least, at_most
+from tests.benchmarks.servers import Server, evenkeel
+from tests.benchmarks.workplace import Workplace
+from tests.operations.client import Answer, at_a_rate, request
+
+PART = "Overload"
+BATCH, QUEUE, TIMES = 8, 64, 5
+
+
+def run(workplace: Workplace) -> list[Figure]:
+    """Measure the peak, then offer five times as much."""
+    bundle, pictures = workplace.bundle(HEAVY).path, jpegs(workplace.place("pictures"))
+    seconds = workplace.seconds(20)
+    settings = {"max_batch_size": BATCH, "max_queue_size": QUEUE, "request_timeout": 60}
+    with evenkeel(bundle, workplace.place("run-overload"), **settings) as server:
+        peak = burst(server.url(), pictures, connections=4 * BATCH, seconds=seconds).rate
+        begin = time.monotonic()
+        answers = asyncio.run(_flood(server, pictures, TIMES * peak, seconds))
+        lasted = time.monotonic() - begin  # until the last of those accepted was answered
+    return _figures(answers, peak, lasted)
+
+
+async def _flood(server: Server, pictures: Body, rate: float, seconds: float) -> list[Answer]:
+    headers = {"Content-Type": pictures.content_type}
+    data = [request(file.read_bytes(), headers=headers) for file in pictures.files]
+    return await at_a_rate(server.port, data, rate=rate, count=round(rate * seconds))
+
+
+def _figures(answers: list[Answer], peak: float, lasted: float) -> list[Figure]:
+    accepted = sorted(answer.seconds for answer in answers if answer.status == 200)
+    refused = [answer for answer in answers if answer.status == 429]
+    rate, bound = len(accepted) / lasted, (QUEUE + 2 * BATCH) * lasted / len(accepted)
+    told = sorted({int(answer.headers["retry-after"]) for answer in refused})
+    note = (
+        f"{len(answers)} requests, {len(accepted)} accepted, {len(refused)} refused, told to come back after {told} s"
+    )
+    p99 = statistics.quantiles(accepted, n=100)[98]
+    other = len(answers) - len(accepted) - len(refused)
+    return [
+        Figure(PART, "peak", peak, "images/s", note=f"{4 * BATCH} connections, batches of {BATCH}"),
+        Figure(PART, "accepted images/s at 5 times the peak / peak", rate / peak, goal=at_least(0.9), note=note),
+        Figure(PART, "answers that are neither 200 nor 429", other, goal=at_most(0)),
+        Figure(PART, "p99 of the accepted", p99, "s"),
+        Figure(PART, f"p99 of the accepted / a queue of {QUEUE}", p99 / bound, goal=at_most(1)),
+        Figure(PART, "median of a refusal", statistics.median(answer.seconds for answer in refused) * 1e3, "ms"),
+    ]
