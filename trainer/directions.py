@@ -87,7 +87,8 @@ def _principal(slices: Tensor, mean: Tensor) -> Tensor:
     """Take the first right singular vector of each slice [N, K, D / K], turned towards the mean [K, D / K]."""
     second_moment = torch.einsum("nkd,nke->kde", slices.double(), slices.double())
     first = torch.linalg.eigh(second_moment).eigenvectors[..., -1].to(mean)
-    return (first * torch.where((first * mean).sum(dim=-1, keepdim=True) < 0, -1, 1)).flatten()
+    turned: Tensor = first * torch.where((first * mean).sum(dim=-1, keepdim=True) < 0, -1, 1)
+    return turned.flatten()
 
 
 def measure(
