@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -17,11 +15,6 @@ class LabelledFeatures:
     features: Float[Tensor, "n dim"]
     labels: Int[Tensor, " n"]
     num_classes: int
-
-    @classmethod
-    def of(cls, features: Tensor, labels: NDArray[np.int64], num_classes: int) -> "LabelledFeatures":
-        """Take what ``extract_features`` gives."""
-        return cls(features, torch.from_numpy(labels), num_classes)
 
     def class_counts(self) -> Int[Tensor, " classes"]:
         """Count the images of each class [C]."""

@@ -12,7 +12,8 @@ from trainer.classifiers.linear import LinearClassifier
 from trainer.posthoc.features import LabelledFeatures
 from trainer.posthoc.rescaled import rescaled
 
-TAUS = tuple(round(float(tau), 2) for tau in np.linspace(0, 1.5, 31))
+TAUS = tuple(round(float(tau), 2) for tau in np.linspace(0, 1, 21))
+"""From the weights as they are to weights of length one."""
 
 
 def normalise_by_tau(
