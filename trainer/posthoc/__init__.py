@@ -2,8 +2,8 @@
 
 The features of the training images, as they are in evaluation, are computed once and kept; the backbone stays. Each
 method takes the trained classifier and gives another ``Classifier``, so TDE and prior correction apply to it as to any
-other. All of them weigh the classes equally, so none leans to the frequent ones by design. A new method is a file with a
-function of this form, and its line here.
+other. All of them weigh the classes equally, so none leans to the frequent ones by design. A new method is a file with
+a function of this form, and its line here.
 
 Source: Kang et al., *Decoupling Representation and Classifier for Long-Tailed Recognition*, ICLR 2020, section 4.
 """
