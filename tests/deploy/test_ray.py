@@ -1,0 +1,106 @@
+"""The service on Ray Serve, on a cluster of two nodes; what it answers is held against the plain service."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from deploy.ray.unanswered import BODY, Unanswered
+from service.errors import ServiceError
+from tests.deploy.ray_clients import answers, metrics, same
+from tests.service.test_process import free_port, running
+from tests.service.tiny_model import write_tiny_bundle
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray.unanswered.middlewares",
+    # Else the one proxy, on the head node, would leave the other node's replica idle until its own is full.
+    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",
+    "PYTHONPATH": str(ROOT),
+    "EVENKEEL_PROVIDER": "cpu",
+    "EVENKEEL_MAX_QUEUE_DELAY": "0.3",
+    "EVENKEEL_DRAIN_DELAY": "0",
+}
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray has no wheel for this platform")
+@pytest.mark.skipif(sys.platform != "linux", reason="a node's processes are found in /proc")
+@pytest.mark.timeout(180)
+def test_a_node_dies_under_load_and_no_accepted_request_is_lost(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny").path
+    database = {"EVENKEEL_DATABASE_URL": f"sqlite:///{tmp_path}/ray.sqlite"}
+    results, log = tmp_path / "seen.json", tmp_path / "ray.log"
+    with log.open("wb") as sink:
+        process = subprocess.run(
+            [sys.executable, "-m", "tests.deploy.ray_cluster", str(bundle), str(free_port()), str(results)],
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT | database,
+            stdout=sink,
+            stderr=sink,
+            timeout=150,
+            check=False,
+        )
+    assert process.returncode == 0, log.read_text()[-4000:]
+    seen = json.loads(results.read_text())
+
+    with running(bundle, tmp_path / "plain.log", database_url=f"sqlite:///{tmp_path}/plain.sqlite") as plain:
+        assert same(seen["answers"], answers(plain.port))
+        assert seen["metrics"]["names"] == metrics(plain.port)["names"]
+    counts = seen["metrics"]["counts"]  # of two replicas; one number where both have as many
+    assert sum(counts) * (3 - len(counts)) == 2 * len(seen["answers"]), "each prediction is counted by one replica"
+    load = seen["load"]
+    assert (load["lost"], load["wrong"]) == (0, 0), load
+    assert load["statuses"].keys() == {"200", "503"}, load
+    assert load["codes"].keys() == {"replica_lost"}, load
+    assert seen["drained"] == {"200": 8}
+
+
+async def through(app: App) -> list[Message]:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    await Unanswered(app)({"type": "http"}, receive, send)
+    return sent
+
+
+async def test_what_was_left_unanswered_gets_503_and_the_advice_to_ask_again() -> None:
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError
+
+    for app in (silent, failing):
+        start, body = await through(app)
+        assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"1")
+        assert json.loads(body["body"]) == BODY
+    assert BODY.keys() == ServiceError("").body().keys()
+
+
+async def test_what_was_answered_stays_as_it_is() -> None:
+    answer: list[Message] = [{"type": "http.response.start", "status": 500}, {"type": "http.response.body"}]
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in answer:
+            await send(message)
+
+    async def breaking(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(answer[0])
+        raise RuntimeError
+
+    assert await through(answering) == answer
+    with pytest.raises(RuntimeError):
+        await through(breaking)
