@@ -92,7 +92,7 @@ def _dress(axes: Axes, defaults: dict[str, Any], lines: int) -> None:
     axes.grid(color=_FAINT, linewidth=0.5)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    locator = AutoDateLocator(maxticks=6)
+    locator = AutoDateLocator(minticks=3)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
     if "min" in defaults:
