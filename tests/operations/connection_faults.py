@@ -97,7 +97,7 @@ async def endless_chunks(tried: Try) -> str:
     return await drip(tried.port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + ending, piece, every=0.001)
 
 
-@fault("what is no HTTP", "400")
+@fault("what is no HTTP, or a method that is not served", "400", "405")
 async def no_http(tried: Try) -> str:
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
     sent = [hello, b"\0" * 100, b"GET\r\n\r\n", b"hello\r\n\r\n", b"CONNECT / HTTP/1.1\r\nHost: x\r\n\r\n"]
