@@ -37,7 +37,7 @@ check: $(VENV)/.installed-test ## Lint, formatting, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-test ## Measure what the knob costs on this machine
+bench: $(VENV)/.installed-test ## Measure everything against peers and limits, 12 minutes (needs wrk)
 	$(BIN)/python -m tests.benchmarks
 
 lock: ## Resolve requirements.lock anew (needs uv)

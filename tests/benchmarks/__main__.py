@@ -1,73 +1,93 @@
-"""What the knob costs on this machine: `make bench`.
+"""`make bench`: every part in turn, one table, and the results file in the repository.
 
-The TDE classifier in PyTorch, which normalises its weight anew in each call as training does (an exported model holds
-the result), against a plain linear one on the same features; and an exact envelope over alpha per prediction.
-Every figure is the median over rounds in which the candidates take turns, so that a busy machine slows all alike.
+python -m tests.benchmarks                    # everything, 15 minutes on 2 cores
+python -m tests.benchmarks tiny_model alphas  # some parts; the others keep their last figures
+python -m tests.benchmarks --quick            # whether it runs at all; writes nothing
 """
 
-import statistics
-import time
-from collections.abc import Callable
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from inspect import cleandoc
 
-import numpy as np
-import torch
 from rich.console import Console
-from rich.table import Table
 
-from service.tradeoff import upper_envelope
-from trainer.head import tde_logits
+from tests.benchmarks import report
+from tests.benchmarks.load import NoLoadGenerator
+from tests.benchmarks.machine import describe
+from tests.benchmarks.result import Figure
+from tests.benchmarks.workplace import Skipped, Workplace
 
-ROUNDS = 30
-# (features, classes): CIFAR-100's ResNet-32, ImageNet-LT's ResNeXt-50.
-SIZES = ((128, 100), (2048, 1000))
-BATCH = 64
-
-
-def median_seconds(candidates: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Time the candidates in turns; the first round warms up and is dropped."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(ROUNDS + 1):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
-
-
-def candidates(dim: int, classes: int) -> dict[str, Callable[[], object]]:
-    """Return what is compared, on one batch of random features."""
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(BATCH, dim, generator=generator)
-    weight = torch.randn(classes, dim, generator=generator)
-    bias, direction = torch.zeros(classes), torch.randn(dim, generator=generator)
-    alpha = torch.linspace(0, 3, BATCH)
-    factual, counterfactual = np.random.default_rng(0).normal(size=(2, BATCH, classes))
-
-    def envelopes() -> None:
-        for row in range(BATCH):
-            upper_envelope(factual[row], counterfactual[row], low=0.0, high=3.0)
-
-    return {
-        "plain linear classifier": lambda: torch.nn.functional.linear(features, weight, bias),
-        "TDE classifier, mixed alphas (eager)": lambda: tde_logits(
-            features, weight, direction, alpha, num_heads=2, tau=16.0, gamma=1 / 32
-        ),
-        "envelopes over alpha": envelopes,
-    }
+PARTS = (
+    "tiny_model",
+    "heavy_model",
+    "alphas",
+    "tde_cost",
+    "lone_request",
+    "memory",
+    "cold_start",
+    "recording",
+    "training",
+    "gpu",
+    "envelopes",
+)
 
 
-def main() -> None:
-    """Print one table a size."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the parts that are asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}; none: all")
+    parser.add_argument("--quick", action="store_true", help="short bursts, and nothing is written")
+    asked = parser.parse_args(arguments)
+    if unknown := [name for name in asked.parts if name not in PARTS]:
+        parser.error(f"there is no part {unknown[0]}; the parts are {', '.join(PARTS)}")
     console = Console()
-    torch.set_num_threads(1)  # more of them wait for each other at these sizes
-    for dim, classes in SIZES:
-        table = Table(title=f"{BATCH} images, {dim} features, {classes} classes")
-        table.add_column("what")
-        table.add_column("µs an image", justify="right")
-        with torch.inference_mode():
-            for name, seconds in median_seconds(candidates(dim, classes)).items():
-                table.add_row(name, f"{seconds / BATCH * 1e6:.2f}")
-        console.print(table)
+    workplace = Workplace(scale=0.2) if asked.quick else Workplace()
+    found: dict[str, list[Figure]] = {}
+    for name in asked.parts or PARTS:
+        console.log(f"measuring {name}")
+        try:
+            found[name] = _measure(name, workplace)
+        except NoLoadGenerator as problem:
+            sys.exit(str(problem))
+        report.show(console, found[name])
+        if not asked.quick:  # after each part: whatever comes, what was measured is kept
+            command = " ".join(["make bench" if not asked.parts else "python -m tests.benchmarks", *asked.parts])
+            report.write(_with_those_kept(found), describe(command), {_title(part): _remark(part) for part in PARTS})
+    report.show(console, _with_those_kept(found))
+
+
+def _measure(name: str, workplace: Workplace) -> list[Figure]:
+    try:
+        figures: list[Figure] = import_module(f"tests.benchmarks.{name}").run(workplace)
+    except Skipped as reason:
+        return [Figure(_title(name), "skipped", None, note=str(reason))]
+    except NoLoadGenerator:
+        raise
+    except Exception as fault:  # the other parts are worth having all the same
+        traceback.print_exc()
+        return [Figure(_title(name), "failed", None, note=f"{type(fault).__name__}: {fault}"[:300])]
+    return figures
+
+
+def _with_those_kept(found: dict[str, list[Figure]]) -> list[Figure]:
+    """Return the figures of all parts in order; those that were not run now as they were last written."""
+    kept = report.read()
+    return [
+        figure
+        for name in PARTS
+        for figure in found.get(name, [figure for figure in kept if figure.part == _title(name)])
+    ]
+
+
+def _title(name: str) -> str:
+    return str(import_module(f"tests.benchmarks.{name}").PART)
+
+
+def _remark(name: str) -> str:
+    return cleandoc(import_module(f"tests.benchmarks.{name}").__doc__ or "")
 
 
 if __name__ == "__main__":

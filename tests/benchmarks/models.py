@@ -1,0 +1,105 @@
+"""The models that are served: the project's own architectures with random weights, through the project's own export.
+
+What a model costs does not depend on what it has learnt. Beside each bundle lies its plain model: the same backbone
+with a plain linear layer, exported by the same exporter.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from service.bundle import AlphaSpec, Bundle, ClassInfo, ManifestDraft, Parity, TdeSpec, read_bundle, write_bundle
+from trainer.augment import to_unit_range
+from trainer.config import Recipe, load_recipe
+from trainer.export import OPSET, PARITY_PRIOR_STRENGTHS, check_parity, export_onnx
+from trainer.graph import OUTPUTS, ServingGraph
+from trainer.model import LongTailClassifier
+
+TINY, CIFAR, HEAVY = ("digits_lt", 10), ("cifar100_lt", 100), ("imagenet_lt", 1000)
+"""Recipe and number of classes: three convolutions, ResNet-32, ResNeXt-50 32x4d."""
+
+
+def plain_model(bundle: Bundle) -> Path:
+    """Return where the plain model of a bundle lies."""
+    return bundle.path.with_suffix(".plain.onnx")
+
+
+def bundle_of(model: tuple[str, int], folder: Path) -> Bundle:
+    """Return the bundle of a recipe's architecture, from the folder if it is there already."""
+    name, classes = model
+    target = folder / name
+    if target.exists() and plain_model(intact := read_bundle(target)).exists():
+        return intact
+    recipe = load_recipe(name)
+    torch.manual_seed(0)
+    classifier = LongTailClassifier(recipe, classes).eval()
+    draft = _draft(recipe, classes)
+    direction = torch.randn(classifier.backbone.num_features)
+    graph = ServingGraph(classifier, direction, torch.from_numpy(draft.log_class_share()).float()).eval()
+    parity = _parity(graph, recipe)
+    model_file = folder / f"{name}.onnx"
+    export_onnx(graph, parity, model_file)
+    check_parity(model_file, parity, "fp32")
+    bundle = write_bundle(target, draft, models={"fp32": model_file}, files={"parity.npz": parity.to_bytes()})
+    model_file.unlink()
+    _export_plain(classifier, parity, classes, plain_model(bundle))
+    return bundle
+
+
+def _draft(recipe: Recipe, classes: int) -> ManifestDraft:
+    counts = [max(1, int(500 * 100 ** (-index / (classes - 1)))) for index in range(classes)]
+    return ManifestDraft(
+        name=recipe.name,
+        classes=[ClassInfo.of(f"class {index}", count) for index, count in enumerate(counts)],
+        input=recipe.input,
+        tde=TdeSpec(num_heads=2, tau=16.0, gamma=1 / 32, direction="ema", direction_cosine=1.0),
+        alpha=AlphaSpec(default=1.5, chosen_by="recipe", minimum=0.0, maximum=3.0),
+    )
+
+
+def _parity(graph: ServingGraph, recipe: Recipe, samples: int = 4) -> Parity:
+    shape = (samples, recipe.input.height, recipe.input.width, 3)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    alpha = torch.linspace(0, 3, samples)
+    strength = torch.tensor([PARITY_PRIOR_STRENGTHS[row % 3] for row in range(samples)])
+    with torch.inference_mode():
+        outputs = graph(images, alpha, strength)
+    named = {name: output.numpy() for name, output in zip(OUTPUTS, outputs, strict=True) if name != "feature_map"}
+    return Parity(images=images.numpy(), alpha=alpha.numpy(), prior_strength=strength.numpy(), **named)
+
+
+class _Plain(nn.Module):
+    """The same pixels and backbone, and a linear layer."""
+
+    def __init__(self, classifier: LongTailClassifier, classes: int) -> None:
+        super().__init__()
+        self.mean, self.std, self.backbone = classifier.mean, classifier.std, classifier.backbone
+        self.linear = nn.Linear(classifier.backbone.num_features, classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        pixels = (to_unit_range(image.permute(0, 3, 1, 2)) - self.mean) / self.std
+        logits: Tensor = self.linear(self.backbone(pixels)[0])
+        return logits
+
+
+def _export_plain(classifier: LongTailClassifier, parity: Parity, classes: int, file: Path) -> None:
+    batch = torch.export.Dim("batch", min=1, max=2**20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Plain(classifier, classes).eval(),
+            (torch.from_numpy(parity.images[:2]),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: batch},),
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    onnx.save(program.model_proto, file)
