@@ -13,7 +13,7 @@ from trainer.errors import TrainerError
 TRAINING_VERSION = 1
 """Raised by hand when a change of the code changes what training gives for the same recipe and data."""
 
-NOT_IN_KEY = {"name": True, "alpha": True, "data": True, "loss": True, "input": {"decoder"}}
+NOT_IN_KEY: dict[str, bool | set[str]] = {"name": True, "alpha": True, "data": True, "loss": True, "input": {"decoder"}}
 """What does not change the weights, as all decoders give the same pixels; data and loss are added in their own form."""
 
 
