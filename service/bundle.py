@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from service.activation_maps import CLASSIFIER_FILE, ActivationMaps, area_at_half_energy
 from service.manifest import (
     EVALUATION_FILE,
     MANIFEST_FILE,
@@ -51,6 +52,7 @@ from service.parity import PARITY_TOLERANCE, Parity
 from service.temperature import Calibration, knob_terms
 
 __all__ = [
+    "CLASSIFIER_FILE",
     "EVALUATION_FILE",
     "MANIFEST_FILE",
     "MODEL_FILES",
@@ -59,6 +61,7 @@ __all__ = [
     "SAMPLES_FILE",
     "SCHEMA_VERSION",
     "SHOT_GROUPS",
+    "ActivationMaps",
     "AlphaSpec",
     "Bundle",
     "BundleError",
@@ -73,6 +76,7 @@ __all__ = [
     "Precision",
     "ShotGroup",
     "TdeSpec",
+    "area_at_half_energy",
     "knob_terms",
     "read_bundle",
     "shot_group_of",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.bundle import EVALUATION_FILE, SAMPLES_FILE, Bundle, BundleError
+from service.bundle import CLASSIFIER_FILE, EVALUATION_FILE, SAMPLES_FILE, ActivationMaps, Bundle, BundleError
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,25 @@ class Exhibits:
     samples: tuple[Sample, ...] = ()
     test_images: int | None = None
     accuracy: AccuracyOverAlpha | None = None
+    activation_maps: ActivationMaps | None = None
 
     @classmethod
     def of(cls, bundle: Bundle) -> Self:
         """Read what a verified bundle has to show."""
-        return cls(_samples(bundle), *_evaluation(bundle))
+        return cls(_samples(bundle), *_evaluation(bundle), _activation_maps(bundle))
+
+
+def _activation_maps(bundle: Bundle) -> ActivationMaps | None:
+    if CLASSIFIER_FILE not in bundle.manifest.hashes():
+        return None
+    try:
+        maps = ActivationMaps.load(bundle.path / CLASSIFIER_FILE)
+        if len(maps.class_weight) != len(bundle.manifest.classes):
+            raise BundleError(f"{CLASSIFIER_FILE} has {len(maps.class_weight)} classes; export the bundle again")
+    except BundleError as error:
+        logger.warning("%s: there are no activation maps: %s", bundle.path, error)
+        return None
+    return maps
 
 
 def _samples(bundle: Bundle) -> tuple[Sample, ...]:

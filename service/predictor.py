@@ -33,7 +33,14 @@ class Tensors(NamedTuple):
     feature_map: NDArray[np.float32] | None
 
 
-Wants = Literal["score", "tensors", "feature_map"]
+class Explained(NamedTuple):
+    """What is said of a picture, and the feature map [D, h, w] that it was said from."""
+
+    score: Score
+    feature_map: NDArray[np.float32]
+
+
+Wants = Literal["score", "explained", "tensors", "feature_map"]
 
 
 class Work(NamedTuple):
@@ -45,8 +52,8 @@ class Work(NamedTuple):
     wants: Wants = "score"
 
 
-Outcome = Score | Tensors
-"""What comes of a work: the score, or the tensors where it wants those."""
+Outcome = Score | Explained | Tensors
+"""What comes of a work: the score, alone or with the feature map, or the tensors where it wants those."""
 
 
 def run_batch(batch: Sequence[Work]) -> list[Outcome]:
@@ -69,19 +76,21 @@ class Predictor:
     def run(self, works: Sequence[Work]) -> list[Outcome]:
         """Run the model once for all and give each what it wants."""
         images = np.stack([work.pixels for work in works])
-        if any(work.wants == "feature_map" for work in works):
+        wanted = {work.wants for work in works}
+        if wanted == {"score"}:
+            return [*self._scores(self._model.branches(images), [work.knobs for work in works])]
+        feature_map: NDArray[np.float32] | None = None
+        if wanted & {"explained", "feature_map"}:
             branches, feature_map = self._model.branches_and_feature_map(images)
         else:
-            branches, feature_map = self._model.branches(images), None
-        kinds = [work.wants == "score" for work in works]
-        if all(kinds):
-            return [*self._scores(branches, [work.knobs for work in works])]
+            branches = self._model.branches(images)
         outcomes: list[Outcome] = [*self._tensors(branches, feature_map, [work.knobs for work in works])]
-        rows = [row for row, is_score in enumerate(kinds) if is_score]
+        rows = [row for row, work in enumerate(works) if work.wants in {"score", "explained"}]
         if rows:
             scored = Branches(*(array[rows] for array in branches))
             for row, one in zip(rows, self._scores(scored, [works[row].knobs for row in rows]), strict=True):
-                outcomes[row] = one
+                is_plain = works[row].wants == "score"
+                outcomes[row] = one if is_plain or feature_map is None else Explained(one, feature_map[row])
         return outcomes
 
     def _scores(self, branches: Branches, knobs: Sequence[Knobs]) -> list[Score]:

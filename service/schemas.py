@@ -36,6 +36,7 @@ class PredictRequest(_Closed):
     top_k: Annotated[int, Field(strict=True)] | None = None
     breakpoints: Annotated[bool, Field(strict=True)] | None = None
     lines: Annotated[bool, Field(strict=True)] | None = None
+    explain: Annotated[bool, Field(strict=True)] | None = None
 
 
 class ClassReference(_Closed):
@@ -74,6 +75,19 @@ class Lines(_Closed):
     counterfactual_logits: list[float]
 
 
+class ActivationMap(ClassReference):
+    """Where in the picture a class's logit comes from: row by row from the top left, in the model's view of it."""
+
+    alpha: float
+    logit: float = Field(
+        description="the sum of the values: factual - alpha * counterfactual, without prior correction and bias"
+    )
+    area_at_half_energy: float | None = Field(
+        description="the smallest share of the places that holds half of the positive values; null: there are none"
+    )
+    values: list[list[float]]
+
+
 class ImageAnswer(_Closed):
     """What is said of one picture."""
 
@@ -95,6 +109,10 @@ class ImageAnswer(_Closed):
     lines: Lines | None = Field(
         None,
         description="on request: factual - alpha * counterfactual - prior_strength * log(class share) is the logit",
+    )
+    activation_maps: list[ActivationMap] | None = Field(
+        None,
+        description="on request: of the winner at the alpha used and at 0, and of the plain winner at 0 if another",
     )
 
 

@@ -150,6 +150,19 @@ def export(
 
 
 @app.command()
+def explain(
+    run: Run,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The picture to write, such as grid.png.")],
+    alpha: Annotated[float | None, typer.Option(help="Of the TDE maps [default: the run's].")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures to show, of those that evaluate chose.")] = 6,
+) -> None:
+    """Draw where in test pictures the logit of the true class comes from, at alpha 0 and by TDE."""
+    from trainer.explain import explain_run  # noqa: PLC0415
+
+    explain_run(run, output, alpha=alpha, count=count)
+
+
+@app.command()
 def samples(
     run: Run,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")],

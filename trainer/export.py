@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.bundle import (
+    CLASSIFIER_FILE,
     PARITY_FILE,
     PARITY_TOLERANCE,
     SAMPLES_FILE,
@@ -34,6 +35,7 @@ from service.bundle import (
 )
 from trainer.checkpoint import Checkpoint, finished_checkpoint
 from trainer.errors import TrainerError
+from trainer.explain import NoActivationMaps, activation_maps
 from trainer.graph import INPUTS, OUTPUTS, ServingGraph
 from trainer.progress import console
 from trainer.runs import (
@@ -78,7 +80,7 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
                 target,
                 describe(checkpoint, folder, direction),
                 models=files,
-                files={PARITY_FILE: parity.to_bytes(), **_evaluated(folder)},
+                files={PARITY_FILE: parity.to_bytes(), **_evaluated(folder), **_classifier(checkpoint, direction)},
             )
         except OSError as error:
             raise TrainerError(
@@ -92,6 +94,16 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
         soft_wrap=True,
     )
     return bundle
+
+
+def _classifier(checkpoint: Checkpoint, direction: str) -> dict[str, bytes]:
+    """Make the file for activation maps; none where the model has no such maps."""
+    try:
+        maps = activation_maps(checkpoint, direction)
+    except NoActivationMaps as error:
+        console.print(f"the bundle goes without activation maps: {error}", soft_wrap=True)
+        return {}
+    return {CLASSIFIER_FILE: maps.to_bytes()}
 
 
 def _evaluated(folder: Path) -> dict[str, Path]:

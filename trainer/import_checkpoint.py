@@ -56,7 +56,7 @@ def import_checkpoint(file: Path, recipe: Recipe, folder: Path, *, renames: list
         data_fingerprint=splits.fingerprint(),
         epoch=recipe.schedule.epochs,
         model=model.state_dict(),
-        versions={"torch": torch.__version__, "imported_from": file.name},
+        versions={"torch": torch.__version__, "precision": "unknown", "imported_from": file.name},
     )
     test = Pixels(splits.test, recipe, device, name="test images")
     train = Pixels(splits.train, recipe, device, name="training images")

@@ -1,13 +1,17 @@
 """Pictures of results. Knows numbers, not models."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
 
 mpl.use("agg")
 
 from matplotlib import pyplot as plt
 
+from service.bundle import area_at_half_energy
 from trainer.evaluate import Evaluation
 
 COLORS = {"many": "#0072b2", "medium": "#e69f00", "few": "#d55e00"}  # Okabe and Ito: told apart by all eyes
@@ -51,4 +55,39 @@ def plot_tradeoff(evaluation: Evaluation, default_alpha: float, title: str, file
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def plot_activation_maps(
+    pictures: list[tuple[NDArray[Any], int, list[int], list[NDArray[Any]]]],
+    names: list[str],
+    alpha: float,
+    file: Path,
+) -> None:
+    """Draw a row for each picture: itself, and where its true class's logit comes from at alpha 0 and by TDE.
+
+    Args:
+        pictures: of each the pixels, the true class, the winners at both alphas, the maps at both alphas.
+        names: of the classes.
+        alpha: of the second map.
+        file: where to write it.
+    """
+    figure, grid = plt.subplots(
+        len(pictures), 3, figsize=(8.4, 2.9 * len(pictures)), layout="constrained", squeeze=False
+    )
+    for row, (image, label, winners, maps) in zip(grid, pictures, strict=True):
+        extent = (0, image.shape[1], image.shape[0], 0)
+        span = max(float(np.abs(one).max()) for one in maps) or 1.0
+        for axes in row:
+            axes.imshow(image, extent=extent, cmap="gray")
+            axes.set_axis_off()
+        row[0].set_title(f"truly {names[label]}", fontsize=9)
+        for axes, values, winner, at in zip(row[1:], maps, winners, (0.0, alpha), strict=True):
+            drawn = axes.imshow(values, extent=extent, cmap="RdBu_r", vmin=-span, vmax=span, alpha=0.75)
+            area = area_at_half_energy(values)
+            where = "no evidence for it" if area is None else f"half of the evidence on {100 * area:.0f} % of the area"
+            axes.set_title(f"alpha {at:.3g}: {names[winner]}\n{values.sum():+.1f}, {where}", fontsize=8)
+        figure.colorbar(drawn, ax=row[2], shrink=0.8)
+    figure.suptitle("Where the true class's logit comes from (red: for it, blue: against it)", fontsize=11)
+    figure.savefig(file, dpi=120)
     plt.close(figure)

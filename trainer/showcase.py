@@ -34,7 +34,7 @@ def write_pictures(run: Path, output: Path, *, count: int) -> list[Path]:
         TrainerError: a run that has not ended or was not evaluated, or a folder that cannot be written.
     """
     names = finished_checkpoint(run).class_names
-    images, labels = _read_showcase(run / SAMPLES_FILE)
+    images, labels = read_showcase(run / SAMPLES_FILE)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         files = []
@@ -44,7 +44,12 @@ def write_pictures(run: Path, output: Path, *, count: int) -> list[Path]:
     return files
 
 
-def _read_showcase(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def read_showcase(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read the chosen pictures, uint8 [N, H, W, 3], and their labels [N].
+
+    Raises:
+        TrainerError: the run was not evaluated.
+    """
     try:
         with file.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
             return arrays["images"], arrays["labels"]

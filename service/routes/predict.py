@@ -15,11 +15,12 @@ from starlette.responses import Response
 
 from service.callers import Caller
 from service.images import Pixels
-from service.predictor import Work
+from service.predictor import Explained, Wants, Work
 from service.routes.access import caller_of, rules_for, take
 from service.routes.answers import Answer
 from service.routes.client_watch import ClientWatch
 from service.routes.context import PlainRoute, Service, service_of
+from service.routes.explanations import explainer
 from service.routes.failures import documented
 from service.routes.forms import read_query
 from service.routes.patience import patience
@@ -51,19 +52,27 @@ async def predict(request: Request) -> Response:
     caller = caller_of(request, service)
     rules = rules_for(caller, service)
     query = await read_query(request, rules)
+    explain = explainer(service) if query.explain else None
     with service.batcher.admit(len(query.images)) as admission:
         take(caller, len(query.images), service)
         decoding = perf_counter()
         pixels = await _decode(query.images, service)
         decoded = perf_counter()
         by = service.predictor
-        items = [Work(by, picture, image.knobs) for picture, image in zip(pixels, query.images, strict=True)]
+        wants: Wants = "explained" if explain else "score"
+        items = [Work(by, picture, image.knobs, wants) for picture, image in zip(pixels, query.images, strict=True)]
         watch = ClientWatch(request, admission)
         try:
-            scores = cast(list[Score], await admission.run(items, deadline=deadline))
+            outcomes = await admission.run(items, deadline=deadline)
         finally:
             watch.end()
-    body = orjson.dumps(_answer(query, scores, service, caller, rules))
+    if explain:
+        explained = cast(list[Explained], outcomes)
+        answer = _answer(query, [each.score for each in explained], service, caller, rules)
+        await asyncio.to_thread(explain, answer["images"], explained)
+    else:
+        answer = _answer(query, cast(list[Score], outcomes), service, caller, rules)
+    body = orjson.dumps(answer)
     times = Times(decoded - decoding, *admission.seconds, perf_counter() - begin)
     service.metrics.decode_seconds.observe(times.decode)
     service.metrics.total_seconds.observe(times.total)

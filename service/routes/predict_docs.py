@@ -31,6 +31,7 @@ _PARAMETERS = [
     _parameter("top_k", {"type": "integer", "minimum": 1, "default": DEFAULT_TOP_K}, "how many classes to name"),
     _parameter("breakpoints", {"type": "boolean", "default": False}, "list every alpha at which the winner changes"),
     _parameter("lines", {"type": "boolean", "default": False}, "give both branch logits of every class"),
+    _parameter("explain", {"type": "boolean", "default": False}, "say where in the picture the logits come from"),
 ]
 
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
@@ -50,6 +51,7 @@ _FORM = {
             "top_k": {"type": "integer"},
             "breakpoints": {"type": "boolean"},
             "lines": {"type": "boolean"},
+            "explain": {"type": "boolean"},
         },
     },
     "encoding": {"image": {"contentType": ", ".join(RAW_TYPES)}},

@@ -15,8 +15,8 @@ from service.errors import InvalidParameter, TooManyImages
 from service.scoring import Knobs
 from service.settings import Settings
 
-OPTIONS: Final = ("alpha", "prior_strength", "top_k", "breakpoints", "lines")
-SWITCHES: Final = ("breakpoints", "lines")
+OPTIONS: Final = ("alpha", "prior_strength", "top_k", "breakpoints", "lines", "explain")
+SWITCHES: Final = ("breakpoints", "lines", "explain")
 DEFAULT_TOP_K: Final = 5
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -41,6 +41,7 @@ class PredictQuery:
     top_k: int
     breakpoints: bool
     lines: bool
+    explain: bool
 
 
 @dataclass(slots=True)
@@ -52,6 +53,7 @@ class Options:
     top_k: int | None = None
     breakpoints: bool | None = None
     lines: bool | None = None
+    explain: bool | None = None
 
 
 class Rules:
@@ -70,6 +72,7 @@ class Rules:
             min(DEFAULT_TOP_K, self._classes) if options.top_k is None else options.top_k,
             bool(options.breakpoints),
             bool(options.lines),
+            bool(options.explain),
         )
 
     def _image(

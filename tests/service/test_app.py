@@ -94,6 +94,7 @@ def test_openapi_documents_each_form_with_its_errors(client: TestClient) -> None
         "top_k",
         "breakpoints",
         "lines",
+        "explain",
     }
     assert {"200", "400", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
     for reference in re.findall(r'"\$ref":\s*"#/([^"]+)"', client.get("/openapi.json").text):
