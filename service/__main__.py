@@ -26,6 +26,7 @@ from service.connections import Connection
 from service.front_door import FrontDoor
 from service.listening import CannotListen, bind, is_open_to_others, listen
 from service.loading import load_bundle
+from service.memory import return_large_blocks
 from service.model import ProviderUnavailable
 from service.reload import Reloader
 from service.routes.context import Service
@@ -75,6 +76,7 @@ def serve(  # noqa: PLR0917 - typer needs them so
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         log_to_stderr(settings.log_level, settings.log_format)
         sockets = bind(settings.host, settings.port)
+        return_large_blocks()
         load = partial(load_bundle, bundle, settings)
         loaded = load("")
         assert loaded is not None, "no bundle has an empty version"

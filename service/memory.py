@@ -1,0 +1,20 @@
+"""Has large blocks of memory go back to the system as soon as they are free.
+
+glibc learns from the first large picture to keep blocks of its size for later: after a few pictures of 30 million
+pixels several hundred megabytes stay resident for ever. Above 4 MiB a block is mapped by itself instead; smaller ones,
+such as photographs of usual sizes need, are kept as ever. It knows nothing of pictures.
+
+Source: mallopt(3).
+"""
+
+import ctypes
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
+
+
+def return_large_blocks() -> bool:
+    """Set it for this process; return whether its C library knows how."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, 4 * 2**20) and mallopt(_TRIM_THRESHOLD, 16 * 2**20))
