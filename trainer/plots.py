@@ -85,7 +85,7 @@ def plot_activation_maps(
         for axes, values, winner, at in zip(row[1:], maps, winners, (0.0, alpha), strict=True):
             drawn = axes.imshow(values, extent=extent, cmap="RdBu_r", vmin=-span, vmax=span, alpha=0.75)
             area = area_at_half_energy(values)
-            where = "no evidence for it" if area is None else f"half of the evidence on {100 * area:.0f} % of the area"
+            where = "nothing for it" if area is None else f"half of it on {100 * area:.0f} % of the area"
             axes.set_title(f"alpha {at:.3g}: {names[winner]}\n{values.sum():+.1f}, {where}", fontsize=8)
         figure.colorbar(drawn, ax=row[2], shrink=0.8)
     figure.suptitle("Where the true class's logit comes from (red: for it, blue: against it)", fontsize=11)
