@@ -1,6 +1,7 @@
-"""What a bundle shows of its model besides answers: pictures to try it with, and its accuracy over alpha as measured.
+"""What a bundle shows of its model besides answers: pictures to try it with, its accuracy over alpha as measured, and
+what activation maps take.
 
-Read once, at the start. Neither is needed to serve: what is missing or cannot be read is left out, and the log says
+Read once, at the start. None is needed to serve: what is missing or cannot be read is left out, and the log says
 so. It knows nothing of HTTP.
 """
 

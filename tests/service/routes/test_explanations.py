@@ -9,7 +9,9 @@ from starlette.testclient import TestClient
 from service.activation_maps import ActivationMaps
 from service.app import create_app
 from service.exhibits import Exhibits
+from service.predictor import Explained, Predictor, Tensors, Wants, Work
 from service.schemas import ErrorResponse, PredictResponse
+from service.scoring import Knobs
 from service.settings import Settings
 from tests.service.conftest import CLASSES
 from tests.service.fakes import FakeModel, picture
@@ -85,6 +87,23 @@ def test_pictures_of_a_form_are_each_explained_at_their_own_alpha(client: TestCl
     PredictResponse.model_validate(response.json())
     found = [[(each["index"], each["alpha"]) for each in one["activation_maps"]] for one in response.json()["images"]]
     assert found == [[(1, 0.0)], [(3, 2.0), (3, 0.0), (2, 0.0)]]
+
+
+def test_a_batch_of_those_who_ask_and_those_who_do_not_gives_each_what_it_wants() -> None:
+    predictor = Predictor(FakeModel())
+    wants: tuple[Wants, ...] = ("score", "explained", "tensors", "feature_map", "score")
+    pixels = np.zeros((len(wants), 8, 8, 3), np.uint8)
+    pixels[:, 0, 0, 0] = 10 * np.arange(len(wants))
+    outcomes = predictor.run([Work(predictor, *each) for each in zip(pixels, [Knobs(0.0)] * 5, wants, strict=True)])
+    for index, (outcome, want) in enumerate(zip(outcomes, wants, strict=True)):
+        if isinstance(outcome, Tensors):
+            assert (want in {"tensors", "feature_map"}, outcome.logits.argmax()) == (True, index)
+            continue
+        assert isinstance(outcome, Explained) == (want == "explained")
+        score = outcome.score if isinstance(outcome, Explained) else outcome
+        assert score.ranking[0] == index
+        if isinstance(outcome, Explained):
+            np.testing.assert_array_equal(outcome.feature_map, pixels[index].transpose(2, 0, 1))
 
 
 def test_a_bundle_without_its_classifier_says_so() -> None:
