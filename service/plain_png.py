@@ -35,9 +35,13 @@ def decode_plain_png(data: bytes, most_pixels: int) -> Image.Image | None:
         if tuple(kind) != _PLAIN or not 0 < width * height <= most_pixels:
             return None
         pixels = _compressed_pixels(data)
-        return None if pixels is None else Image.frombytes("RGB", (width, height), pixels, "zip", "RGB", 0)
+        if pixels is None:
+            return None
+        image = Image.new("RGB", (width, height), None)  # not filled: the pixels follow
+        image.frombytes(pixels, "zip", "RGB", 0)
     except (struct.error, ValueError, OSError):
         return None
+    return image
 
 
 def _compressed_pixels(data: bytes) -> bytes | None:

