@@ -3,6 +3,7 @@
 The maps themselves are ``service.bundle``'s, so that the service and this draw the same.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +82,11 @@ def explain_run(run: Path, output: Path, *, alpha: float | None, count: int) -> 
     """Draw a grid: test pictures, and of their true class the map at alpha 0 and the map by TDE.
 
     Raises:
-        TrainerError: a run that has not ended or was not evaluated, a model without activation maps, a file that
+        TrainerError: an alpha that is no number, a run that has not ended or was not evaluated, a model without activation maps, a file that
             cannot be written or whose ending no one knows.
     """
+    if alpha is not None and not math.isfinite(alpha):
+        raise TrainerError(f"--alpha: must be a finite number, got {alpha}")
     checkpoint = finished_checkpoint(run)
     maps = activation_maps(checkpoint)
     alpha = checkpoint.alphas["ema"].value if alpha is None else alpha

@@ -62,6 +62,8 @@ def test_the_grid_has_a_row_for_each_picture(
     assert "3 pictures; half of the evidence for the true class lies on" in capsys.readouterr().err
 
 
-def test_a_picture_of_no_known_kind_is_refused(finished_run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_drawn_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match="--alpha: must be a finite number, got nan"):
+        explain_run(finished_run, tmp_path / "grid.png", alpha=float("nan"), count=1)
     with pytest.raises(TrainerError, match=r"--output .*grid\.what: cannot be written"):
         explain_run(finished_run, tmp_path / "grid.what", alpha=None, count=1)
