@@ -82,8 +82,8 @@ def explain_run(run: Path, output: Path, *, alpha: float | None, count: int) -> 
     """Draw a grid: test pictures, and of their true class the map at alpha 0 and the map by TDE.
 
     Raises:
-        TrainerError: an alpha that is no number, a run that has not ended or was not evaluated, a model without activation maps, a file that
-            cannot be written or whose ending no one knows.
+        TrainerError: an alpha that is no number, a run that has not ended or was not evaluated, a model without
+            activation maps, a file that cannot be written or whose ending no one knows.
     """
     if alpha is not None and not math.isfinite(alpha):
         raise TrainerError(f"--alpha: must be a finite number, got {alpha}")
