@@ -1,21 +1,12 @@
 """The default alpha, chosen without the test set: on validation data, or where mean(alpha * cos) is 1."""
 
-from dataclasses import dataclass, field
 from statistics import fmean
 
 from service.bundle import shot_group_of
 from service.tradeoff import accuracy_curve, best_alpha
+from trainer.checkpoint import AlphaChoice
 from trainer.config import AlphaConfig
 from trainer.inference import Branches
-
-
-@dataclass(frozen=True)
-class AlphaChoice:
-    """The default alpha, how it was chosen, and the mean confounder cosine of the training images per slice [K]."""
-
-    value: float
-    chosen_by: str
-    mean_cosine: list[float] = field(default_factory=list)
 
 
 def choose_alpha(

@@ -15,12 +15,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from trainer.alpha import AlphaChoice
 from trainer.config import Recipe
 from trainer.errors import TrainerError
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT_VERSION = "1"
+MOMENTUM = "momentum_buffer"
+
+
+@dataclass(frozen=True)
+class AlphaChoice:
+    """The default alpha, how it was chosen, and the mean confounder cosine of the training images per slice [K]."""
+
+    value: float
+    chosen_by: str
+    mean_cosine: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -44,7 +53,7 @@ class Checkpoint:
         data_fingerprint: hash of the training data.
         epoch: whole epochs done.
         model: the classifier's state, its momentum direction included.
-        optimizer: momentum buffers by parameter name.
+        optimizer: what it keeps (``optimizer_tensors``).
         average: the moving average of the weights while training goes on, where the recipe asks for one; at the end it
             becomes ``model``.
         history: a record per epoch.
@@ -181,16 +190,21 @@ def _restore(state: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Name SGD's momentum buffers by their parameters."""
+    """Name SGD's momentum buffers by their parameters, and what other optimizers keep by parameter and part."""
     return {
-        name: optimizer.state[parameter]["momentum_buffer"]
+        name if part == MOMENTUM else f"{name}:{part}": tensor
         for name, parameter in model.named_parameters()
-        if optimizer.state[parameter].get("momentum_buffer") is not None
+        for part, tensor in optimizer.state.get(parameter, {}).items()
+        if tensor is not None
     }
 
 
 def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put momentum buffers back to their parameters."""
-    for name, parameter in model.named_parameters():
-        if name in tensors:
-            optimizer.state[parameter]["momentum_buffer"] = tensors[name].to(parameter).clone()
+    """Put what the optimizer kept back to its parameters."""
+    parameters = dict(model.named_parameters())
+    for key, tensor in tensors.items():
+        name, _, part = key.partition(":")
+        parameter = parameters[name]
+        # AdamW counts its steps in a tensor of its own, on the CPU.
+        kept = tensor.clone() if part == "step" else tensor.to(parameter).clone()
+        optimizer.state[parameter][part or MOMENTUM] = kept

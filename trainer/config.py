@@ -91,11 +91,36 @@ class AugmentConfig(Section):
     mixing_until: UpToOne = Field(1, description="share of the epochs after which nothing is mixed any more")
 
 
+class LoraConfig(Section):
+    """Low-rank changes ``W + lora_alpha / rank * B A`` of a backbone's layers, trained in place of W."""
+
+    rank: int = Field(8, ge=1, le=2**16)
+    lora_alpha: int = Field(16, ge=1, le=2**16, description="scale of the change; nothing to do with TDE's alpha")
+    layers: str | None = Field(
+        None, description="regular expression of the layers' names; null: all linear layers, or else all convolutions"
+    )
+
+
 class BackboneConfig(Section):
-    """Which network makes the features."""
+    """Which network makes the features, where its weights come from, and what of it is trained."""
 
     name: str = Field(min_length=1)
-    pretrained: bool = False
+    pretrained: bool = Field(False, description="fetch timm's weights from the hub")
+    weights: str | None = Field(
+        None, min_length=1, description="weights from a safetensors or torch file, or from the folder of a run"
+    )
+    frozen: bool = Field(False, description="train the classifier alone, on features that are computed once")
+    lora: LoraConfig | None = Field(None, description="train low-rank changes of the backbone alone; needs peft")
+
+    @model_validator(mode="after")
+    def _parts_belong(self) -> Self:
+        if self.pretrained and self.weights:
+            raise ValueError(f"pretrained=true and weights={self.weights!r} are two sources of weights; give one")
+        if self.frozen and self.lora:
+            raise ValueError("frozen=true and lora exclude each other; set frozen=false or lora=null")
+        if (self.frozen or self.lora) and not (self.pretrained or self.weights):
+            raise ValueError("frozen and lora keep the weights: set pretrained=true, or weights to a file or a run")
+        return self
 
 
 class HeadConfig(Section):
@@ -126,12 +151,22 @@ class LossConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """SGD with momentum: the premise of the method."""
+    """SGD with momentum, the premise of the method, or AdamW; what the direction means then: ``trainer.optimizer``."""
 
+    name: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Positive
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    backbone_learning_rate: Positive | None = Field(
+        None, description="of the backbone, where it differs; follows the same schedule"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="adamw: beta 1")
     nesterov: bool = False
-    weight_decay: NonNegative = 5e-4
+    weight_decay: NonNegative = Field(5e-4, description="adamw: decoupled, so larger values are usual (0.01 to 0.1)")
+
+    @model_validator(mode="after")
+    def _nesterov_is_sgd(self) -> Self:
+        if self.nesterov and self.name != "sgd":
+            raise ValueError(f"nesterov=true belongs to name=sgd, got name={self.name}")
+        return self
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Self:
@@ -213,6 +248,21 @@ class Recipe(Section):
             raise ValueError(
                 "augment.random_resized_crop and input.resize=shortest_side need data.in_memory=false: "
                 "pictures in memory have one size"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_sees_each_picture_once(self) -> Self:
+        if not self.backbone.frozen:
+            return self
+        if self.augment != AugmentConfig():
+            changed = ", ".join(sorted(self.augment.model_dump(exclude_defaults=True)))
+            raise ValueError(
+                f"backbone.frozen=true computes features once, of pictures as they are: set augment={{}}, got {changed}"
+            )
+        if self.optimizer.backbone_learning_rate is not None:
+            raise ValueError(
+                "optimizer.backbone_learning_rate: backbone.frozen=true trains no backbone; set it to null"
             )
         return self
 

@@ -14,6 +14,7 @@ from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint
 from trainer.config import Recipe
 from trainer.data import Pixels, load_splits
 from trainer.errors import TrainerError, writing
+from trainer.matching import key_faults
 from trainer.model import LongTailClassifier
 from trainer.progress import console
 from trainer.published import Published, read_published
@@ -84,14 +85,7 @@ def matched(
             if name in found:
                 faults.append(f"twice: {part}.{key} and {found[name][0]} are both {name}")
             found[name] = (f"{part}.{key}", value)
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # older versions of torch had none
-    faults += [f"missing: {name}, {_shape(wanted[name])}" for name in wanted if name not in found.keys() | counters]
-    faults += [f"unexpected: {key}, {_shape(value)}" for name, (key, value) in found.items() if name not in wanted]
-    for name, (key, value) in found.items():
-        if name in wanted and value.shape != wanted[name].shape:
-            faults.append(f"shape: {key} is {_shape(value)}, and {name} takes {_shape(wanted[name])}")
-        elif name in wanted and not value.isfinite().all():
-            faults.append(f"value: {key} holds a NaN or an infinity")
+    faults += key_faults(wanted, found)
     if faults:
         listed = "\n  ".join(faults)
         raise TrainerError(
@@ -114,7 +108,3 @@ def _rename(text: str) -> tuple[str, str]:
     if not old or not separator:
         raise TrainerError(f"--rename {text!r}: must read OLD=NEW, such as --rename layer1.=stages.")
     return old, new
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.classifiers import Classifier
 from trainer.data import Pixels
 from trainer.head import folded_branches, unit
-from trainer.model import LongTailClassifier
+from trainer.model import LongTailClassifier, channels_last
 from trainer.progress import track
 
 Floats = NDArray[np.float32]
@@ -44,7 +44,7 @@ def extract_features(model: LongTailClassifier, pixels: Pixels, description: str
     """Compute the features [N, D] of a split in evaluation mode and float32, on the CPU, with their labels [N]."""
     model.eval()
     batches = [
-        (model.features(batch.contiguous(memory_format=torch.channels_last))[0].cpu(), labels.cpu())
+        (model.features(channels_last(batch))[0].cpu(), labels.cpu())
         for batch, labels in track(pixels.evaluation(), description, total=pixels.evaluation_steps())
     ]
     features, labels = zip(*batches, strict=True)
@@ -58,7 +58,7 @@ def feature_means(model: LongTailClassifier, pixels: Pixels, description: str) -
     heads, dim = model.head.num_heads, model.head.weight.shape[1]
     feature, unit_feature = torch.zeros(dim, dtype=torch.float64), torch.zeros(heads, dim // heads, dtype=torch.float64)
     for batch, _ in track(pixels.evaluation(), description, total=pixels.evaluation_steps()):
-        features = model.features(batch.contiguous(memory_format=torch.channels_last))[0].cpu().double()
+        features = model.features(channels_last(batch))[0].cpu().double()
         feature += features.sum(dim=0)
         unit_feature += unit(features.unflatten(-1, (heads, -1))).sum(dim=0)
     return FeatureMeans((feature / len(pixels)).float(), (unit_feature / len(pixels)).float())

@@ -41,7 +41,7 @@ def read_published(file: Path) -> Published:
     Raises:
         TrainerError: no file, a damaged one, one that would run code, or another layout: says what was found.
     """
-    content = _load(file)
+    content = read_torch_file(file)
     state = next((content[key] for key in STATE_KEYS if key in content), None)
     if not isinstance(state, Mapping):
         raise TrainerError(f"{file}: holds {_names(content)}; it must hold {' or '.join(STATE_KEYS)}")
@@ -52,7 +52,12 @@ def read_published(file: Path) -> Published:
     return Published(backbone, classifier, _direction(embed, file))
 
 
-def _load(file: Path) -> Mapping[str, Any]:
+def read_torch_file(file: Path) -> Mapping[str, Any]:
+    """Read what a torch file maps, with stand-ins for NumPy's constructors.
+
+    Raises:
+        TrainerError: no file, a damaged one, one that would run code or holds no mapping.
+    """
     if not file.is_file():
         raise TrainerError(f"{file}: no such file; name a torch checkpoint")
     try:
@@ -65,7 +70,7 @@ def _load(file: Path) -> Mapping[str, Any]:
         first_line = next(iter(str(error).splitlines()), "")
         raise TrainerError(f"{file}: is not a readable torch file ({type(error).__name__}: {first_line})") from error
     if not isinstance(content, Mapping):
-        raise TrainerError(f"{file}: holds a {type(content).__name__}; it must hold {' or '.join(STATE_KEYS)}")
+        raise TrainerError(f"{file}: holds a {type(content).__name__}; it must hold tensors by name")
     return content
 
 

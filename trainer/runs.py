@@ -23,7 +23,9 @@ from trainer.config import Recipe
 from trainer.data import Pixels, Splits, decode, load_splits
 from trainer.errors import TrainerError, writing
 from trainer.evaluate import Evaluation, evaluate_branches, sampled_curve
+from trainer.frozen import open_split
 from trainer.inference import branches_of, extract_features, feature_means
+from trainer.lora import merge_lora
 from trainer.model import LongTailClassifier
 from trainer.plots import plot_tradeoff
 from trainer.progress import console
@@ -66,8 +68,9 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     _announce(recipe, splits, training.checkpoint, device, folder)
     # A broken test picture shows here, before hours of training, and not after them.
-    test = Pixels(splits.test, recipe, device, name="test images")
-    train = Pixels(splits.train, recipe, device, name="training images")
+    model = training.model
+    test = open_split(splits.test, recipe, device, name="test images", model=model, folder=folder)
+    train = open_split(splits.train, recipe, device, name="training images", model=model, folder=folder)
     try:
         training.run(train, folder)
     except KeyboardInterrupt:
@@ -76,7 +79,7 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
     checkpoint = training.checkpoint
     if not checkpoint.is_finished():
         training.adopt_average(train)
-    conclude(checkpoint, training.model, folder, train=train, test=test, validation=splits.validation)
+    conclude(checkpoint, model, folder, train=train, test=test, validation=splits.validation)
 
 
 def conclude(
@@ -89,7 +92,7 @@ def conclude(
     validation: Table | None,
 ) -> None:
     """Choose the default alpha of trained weights, unless that is done, save the checkpoint, and evaluate it."""
-    held_out = _held_out_features(checkpoint, model, validation, train.device)
+    held_out = _held_out_features(checkpoint, model, validation, train.device, folder)
     if not checkpoint.is_finished():
         _finish(checkpoint, model, train, held_out)
         save_checkpoint(checkpoint, folder)
@@ -107,16 +110,17 @@ def evaluate_run(folder: Path, *, data: str | None, device_name: str, alphas: li
     splits = load_splits(recipe)
     if splits.class_names != checkpoint.class_names:
         raise TrainerError(f"--data {recipe.data.source}: its classes are not those that the model was trained on")
-    test = Pixels(splits.test, recipe, device, name="test images")
     model = restore_model(checkpoint, device)
-    held_out = _held_out_features(checkpoint, model, splits.validation, device)
+    test = open_split(splits.test, recipe, device, name="test images", model=model, folder=folder)
+    held_out = _held_out_features(checkpoint, model, splits.validation, device, folder)
     _evaluate(checkpoint, model, test, folder, held_out=held_out, extra_alphas=alphas)
 
 
 def restore_model(checkpoint: Checkpoint, device: torch.device) -> LongTailClassifier:
-    """Make the checkpoint's model, in evaluation mode."""
+    """Make the checkpoint's model, in evaluation mode and with low-rank changes merged into its weights."""
     model = LongTailClassifier(checkpoint.recipe, len(checkpoint.class_names), fetch_weights=False)
     model.load_state_dict(checkpoint.model)
+    merge_lora(model)
     return model.on(device).eval()
 
 
@@ -158,11 +162,12 @@ def _announce(recipe: Recipe, splits: Splits, checkpoint: Checkpoint, device: to
 
 
 def _held_out_features(
-    checkpoint: Checkpoint, model: LongTailClassifier, validation: Table | None, device: torch.device
+    checkpoint: Checkpoint, model: LongTailClassifier, validation: Table | None, device: torch.device, folder: Path
 ) -> Features | None:
     if validation is None:
         return None
-    pixels = Pixels(validation, checkpoint.recipe, device, name="validation images")
+    recipe = checkpoint.recipe
+    pixels = open_split(validation, recipe, device, name="validation images", model=model, folder=folder)
     return extract_features(model, pixels, "validation features")
 
 

@@ -25,7 +25,8 @@ from trainer.data import Pixels, Splits
 from trainer.errors import TrainerError
 from trainer.losses import create_loss
 from trainer.mixing import Mixture, mix
-from trainer.model import LongTailClassifier
+from trainer.model import LongTailClassifier, channels_last
+from trainer.optimizer import create_optimizer, set_rate
 from trainer.progress import console, progress_bar, track
 from trainer.schedule import learning_rate, momentum_decay
 
@@ -45,13 +46,7 @@ class Training:
         self.recipe, self.device = recipe, device
         self.autocast = recipe.precision == "bf16" or (recipe.precision == "auto" and computes_bf16(device))
         self.model = LongTailClassifier(recipe, len(splits.class_names), fetch_weights=fetch_weights).on(device)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=recipe.optimizer.learning_rate,
-            momentum=recipe.optimizer.momentum,
-            nesterov=recipe.optimizer.nesterov,
-            weight_decay=recipe.optimizer.weight_decay,
-        )
+        self.optimizer = create_optimizer(recipe.optimizer, self.model)
         is_compiled = recipe.compile == "always" or (recipe.compile == "auto" and device.type == "cuda")
         self._compute = torch.compile(self.model) if is_compiled else self.model
         decay = recipe.averaging.decay
@@ -137,8 +132,7 @@ class Training:
     def _step(
         self, pixels: Tensor, labels: Tensor, rate: float, mixture: Mixture | None = None
     ) -> tuple[Tensor, Tensor]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         logits, features = self._forward(pixels)
         loss = mixture.loss(self.loss, logits, labels) if mixture else self.loss(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -149,7 +143,7 @@ class Training:
 
     def _forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            logits, features = self._compute(pixels.contiguous(memory_format=torch.channels_last))
+            logits, features = self._compute(channels_last(pixels))
         return logits, features
 
     def _record(self, record: EpochRecord, folder: Path) -> None:

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.trainer.tiny import tiny_recipe
-from trainer.alpha import AlphaChoice
 from trainer.checkpoint import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
+    AlphaChoice,
     Checkpoint,
     EpochRecord,
     load_checkpoint,

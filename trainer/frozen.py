@@ -1,0 +1,105 @@
+"""Splits of a frozen backbone: features in place of pixels, computed once and kept in a file.
+
+Features depend on the backbone's weights, on the pictures and on how pixels are made of them, so the file is named by
+the hash of these. Runs whose folders lie side by side take each other's. Knows no classifier.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from trainer.config import Recipe
+from trainer.data import Batch, Pixels
+from trainer.errors import writing
+from trainer.inference import extract_features
+from trainer.model import LongTailClassifier
+from trainer.progress import console
+from trainer.table import Table
+
+
+class KeptFeatures(Pixels):
+    """Batches of one split as ``Pixels`` gives them, but of features [N, D] in evaluation mode."""
+
+    def __init__(self, table: Table, recipe: Recipe, device: torch.device, features: Tensor) -> None:
+        self.table, self.recipe, self.device = table, recipe, device
+        self._features = features.to(device)
+        self._labels = torch.from_numpy(table.labels).to(device)
+
+    def training(self, epoch: int) -> Iterator[Batch]:
+        """Yield (features [N, D], labels [N]), shuffled by (seed, epoch) alone."""
+        seed = int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        for rows in order.to(self.device).split(self.recipe.batch_size)[: self.steps_per_epoch()]:
+            yield self._features[rows], self._labels[rows]
+
+    def evaluation(self) -> Iterator[Batch]:
+        """Yield (features, labels) in the split's order."""
+        size = self.recipe.batch_size
+        yield from zip(self._features.split(size), self._labels.split(size), strict=True)
+
+
+def open_split(
+    table: Table, recipe: Recipe, device: torch.device, *, name: str, model: LongTailClassifier, folder: Path
+) -> Pixels:
+    """Open a split: its pixels, or its features where the recipe freezes the backbone.
+
+    Args:
+        table, recipe, device, name: as ``Pixels`` takes them.
+        model: computes the features, unless they are there.
+        folder: of the run, where they are kept; runs in folders beside it are asked first.
+    """
+    if not recipe.backbone.frozen:
+        return Pixels(table, recipe, device, name=name)
+    file = f"features-{_fingerprint(model.backbone, table, recipe)}.safetensors"
+    for kept in (folder / file, *sorted(folder.absolute().parent.glob(f"*/{file}"))):
+        features = _read(kept, len(table))
+        if features is not None:
+            console.print(f"features of {len(table)} {name} taken from {kept}", soft_wrap=True)
+            return KeptFeatures(table, recipe, device, features)
+    pixels = Pixels(table, recipe, device, name=name)
+    features, _ = extract_features(model, pixels, f"features of {name}")
+    _write(features, folder / file)
+    return KeptFeatures(table, recipe, device, features)
+
+
+def _fingerprint(backbone: nn.Module, table: Table, recipe: Recipe) -> str:
+    digest = hashlib.sha256(recipe.input.model_dump_json(exclude={"decoder"}).encode())
+    digest.update(recipe.backbone.name.encode())
+    for name, tensor in backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for row in table.rows:
+        digest.update(_content(row["image"] or {}))
+    return digest.hexdigest()[:16]
+
+
+def _content(image: dict[str, bytes | str | None]) -> bytes:
+    """Take the hash of a picture's bytes, or its path with size and time of its last change."""
+    content = image.get("bytes")
+    if isinstance(content, bytes) and content:
+        return hashlib.sha256(content).digest()
+    path = Path(str(image.get("path")))
+    facts = path.stat() if path.is_file() else None
+    return f"{path} {facts and (facts.st_size, facts.st_mtime_ns)}".encode()
+
+
+def _read(file: Path, rows: int) -> Tensor | None:
+    try:
+        features: Tensor = load_file(file)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return features if len(features) == rows else None
+
+
+def _write(features: Tensor, file: Path) -> None:
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        staging = file.with_suffix(".partial")
+        staging.write_bytes(save({"features": features.contiguous()}))
+        staging.replace(file)
