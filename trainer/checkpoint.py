@@ -34,13 +34,15 @@ class AlphaChoice:
 
 @dataclass
 class EpochRecord:
-    """What an epoch was like."""
+    """What an epoch was like; by shot group the accuracy, and the mean cosine of features to the direction."""
 
     epoch: int
     losses: list[float]
     learning_rate: float
     train_accuracy: float
     images_per_second: float
+    accuracy_by_group: dict[str, float] = field(default_factory=dict)
+    cosine_by_group: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

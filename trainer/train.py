@@ -23,12 +23,14 @@ from trainer.checkpoint import (
 from trainer.config import Recipe
 from trainer.data import Pixels, Splits
 from trainer.errors import TrainerError
+from trainer.events import EventLog
 from trainer.losses import create_loss
 from trainer.mixing import Mixture, mix
 from trainer.model import LongTailClassifier, channels_last
 from trainer.optimizer import create_optimizer, set_rate
 from trainer.progress import console, progress_bar, track
 from trainer.schedule import learning_rate, momentum_decay
+from trainer.shot_statistics import ShotStatistics
 
 
 class Training:
@@ -51,6 +53,7 @@ class Training:
         self._compute = torch.compile(self.model) if is_compiled else self.model
         decay = recipe.averaging.decay
         self.average = WeightAverage(self.model, decay) if decay else None
+        self._shots = ShotStatistics(splits.class_counts.tolist(), device)
         self.loss = create_loss(recipe.loss, splits.class_counts, device)
         self.checkpoint = Checkpoint(
             recipe=recipe,
@@ -79,11 +82,12 @@ class Training:
     def run(self, train: Pixels, folder: Path) -> None:
         """Train the epochs that are left, with a checkpoint after each."""
         epochs = self.recipe.schedule.epochs
-        with progress_bar() as bar:
+        with EventLog(folder, self.checkpoint.history) as events, progress_bar() as bar:
             task = bar.add_task("training", total=epochs, completed=self.checkpoint.epoch)
             for epoch in range(self.checkpoint.epoch, epochs):
                 record = self._epoch(train, epoch)
                 self._record(record, folder)
+                events.add(record)
                 bar.update(task, advance=1, description=f"training, loss {sum(record.losses) / len(record.losses):.3f}")
                 if not console.is_terminal:
                     console.print(_line(record, epochs), highlight=False, soft_wrap=True)
@@ -121,12 +125,15 @@ class Training:
             seen += len(labels)
         seconds = time.monotonic() - started
         self.checkpoint.seconds += seconds
+        accuracy, cosine = self._shots.means()
         return EpochRecord(
             epoch=epoch,
             losses=torch.stack(losses).tolist(),
             learning_rate=rate,
             train_accuracy=correct.item() / seen,
             images_per_second=seen / seconds,
+            accuracy_by_group=accuracy,
+            cosine_by_group=cosine,
         )
 
     def _step(
@@ -139,6 +146,7 @@ class Training:
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.model.head.update_direction(features, momentum_decay=momentum_decay(self.recipe.head, rate))
+        self._shots.add(logits, features, labels, self.model.head)
         return loss.detach(), logits.detach()
 
     def _forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
