@@ -163,6 +163,19 @@ def explain(
 
 
 @app.command()
+def curves(
+    run: Run,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The picture to write [default: curves.png in RUN].")
+    ] = None,
+) -> None:
+    """Draw training curves, and the norms of weights and features by class; also while training goes on."""
+    from trainer.curves import draw_run  # noqa: PLC0415
+
+    draw_run(run, output)
+
+
+@app.command()
 def samples(
     run: Run,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures.")],

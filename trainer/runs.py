@@ -20,6 +20,7 @@ from trainer.alpha import choose_alpha
 from trainer.calibration import fit_calibration, too_few_images
 from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, finished_checkpoint, save_checkpoint
 from trainer.config import Recipe
+from trainer.curves import class_norms, draw_curves, norms_report
 from trainer.data import Pixels, Splits, decode, load_splits
 from trainer.errors import TrainerError, writing
 from trainer.evaluate import Evaluation, evaluate_branches, sampled_curve
@@ -204,12 +205,14 @@ def _evaluate(
             calibration = fit_calibration(branches_of(*held_out, model.head, direction), counts, span)
         evaluations[name] = evaluate_branches(branches_of(*tested, model.head, direction), counts, span, calibration)
     report = _report(checkpoint, evaluations, extra_alphas)
+    report["norms"] = norms_report(class_norms(model.head.weight.cpu(), *tested))
     report["not_calibrated_as"] = too_few_images(held_out[1] if held_out else None, counts)
     ema, default = evaluations["ema"], checkpoint.alphas["ema"].value
     with writing(folder):
         (folder / EVALUATION_FILE).write_text(json.dumps(report, indent=1) + "\n")
         _save_curve(ema.curve, folder / CURVE_FILE)
         plot_tradeoff(ema, default, f"{checkpoint.recipe.name}: the trade-off over alpha", folder / PLOT_FILE)
+        draw_curves(folder, None, report["norms"])
         write_showcase(test.table, ema.branches, checkpoint.recipe, default, folder / SAMPLES_FILE)
     _print(report, folder)
 

@@ -18,7 +18,7 @@ class ShotStatistics:
 
     def __init__(self, class_counts: list[int], device: torch.device) -> None:
         groups = [shot_group_of(count) for count in class_counts]
-        self.names = [name for name in ("many", "medium", "few") if name in groups]
+        self.names: list[str] = [name for name in ("many", "medium", "few") if name in groups]
         self._group = torch.tensor([self.names.index(name) for name in groups], device=device)
         self._sums = torch.zeros(3, len(self.names), device=device)
 
