@@ -46,6 +46,7 @@ class Keeping:
             self.predictions,
             metrics,
             share=settings.kept_share if settings.kept_predictions else 0.0,
+            rate=settings.kept_rate,
             max_waiting=settings.store_buffer,
             max_prior_strength=settings.max_prior_strength,
         )

@@ -103,6 +103,9 @@ class Metrics:
         self.store_written = Counter(
             "evenkeel_store_written_total", "Predictions written to the database.", registry=registry
         )
+        self.store_skipped = Counter(
+            "evenkeel_store_skipped_total", "Predictions not kept, beyond EVENKEEL_KEPT_RATE.", registry=registry
+        )
         self.store_dropped = Counter(
             "evenkeel_store_dropped_total", "Predictions not kept, as too many waited to be written.", registry=registry
         )

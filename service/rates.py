@@ -1,4 +1,4 @@
-"""A token bucket: how many images a client may send. It knows no clock: the caller says what time it is."""
+"""A token bucket: how many of something there may be. It knows no clock: the caller says what time it is."""
 
 from dataclasses import dataclass, field
 from math import ceil
@@ -6,7 +6,7 @@ from math import ceil
 
 @dataclass(slots=True)
 class TokenBucket:
-    """Allows `rate` images a second on average, and one second's worth at once.
+    """Allows `rate` a second on average, and `burst` at once; 0: one second's worth.
 
     A request that is larger than the bucket passes when the bucket is full, and leaves a debt: whatever the sizes of
     requests, the average holds.
@@ -17,16 +17,13 @@ class TokenBucket:
     """
 
     rate: float
+    burst: float = 0.0
     _tokens: float = field(init=False)
     _since: float = field(default=float("-inf"), init=False)
 
     def __post_init__(self) -> None:
+        self.burst = self.burst or max(1.0, self.rate)
         self._tokens = self.burst
-
-    @property
-    def burst(self) -> float:
-        """The most tokens that the bucket holds."""
-        return max(1.0, self.rate)
 
     def take(self, count: int, now: float) -> int:
         """Take `count` tokens and return 0, or take none and return the whole seconds after which they are there."""

@@ -19,10 +19,14 @@ from service.clients import Terms
 from service.manifest import Manifest
 from service.metrics import Metrics
 from service.prediction_store import KeptPrediction, PredictionStore
+from service.rates import TokenBucket
 from service.replay import Rectangle, candidates
 from service.scoring import Knobs
 
 _BATCH = 500
+
+_BURST = 10_000
+"""Predictions that are kept at once, whatever the rate: whoever sends a labelled set finds all of it again."""
 
 
 class _Note(NamedTuple):
@@ -46,15 +50,24 @@ class Recorder:
         store: where they are written.
         metrics: where to count.
         share: the share of predictions that is kept.
+        rate: most predictions a second that are kept on average, and ten thousand at once; beyond, a sample of them.
         max_waiting: most predictions that may wait.
         max_prior_strength: the largest that a request may ever ask for: what is kept is exact up to there.
     """
 
     def __init__(
-        self, store: PredictionStore, metrics: Metrics, *, share: float, max_waiting: int, max_prior_strength: float
+        self,
+        store: PredictionStore,
+        metrics: Metrics,
+        *,
+        share: float,
+        rate: float,
+        max_waiting: int,
+        max_prior_strength: float,
     ) -> None:
         self._store, self._metrics = store, metrics
         self._share, self._max_waiting = share, max_waiting
+        self._bucket = TokenBucket(rate, _BURST)
         self._max_prior_strength = max_prior_strength
         self._notes: deque[_Note] = deque()
         self._ready: deque[KeptPrediction] = deque()
@@ -77,7 +90,9 @@ class Recorder:
         identifier = f"{int(now * 1000):012x}{secrets.token_hex(7)}"
         if self._share < 1.0 and random.random() >= self._share:  # noqa: S311 - a sample, not a secret
             return identifier
-        if len(self._notes) + len(self._ready) >= self._max_waiting:
+        if self._bucket.take(1, time.monotonic()):
+            self._metrics.store_skipped.inc()
+        elif len(self._notes) + len(self._ready) >= self._max_waiting:
             self._metrics.store_dropped.inc()
         else:
             lines = factual_logits, counterfactual_logits

@@ -7,6 +7,7 @@ It knows numpy alone: no database, no client, no HTTP.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,9 +97,12 @@ def candidates(
         for column in range(cells):
             corners = grid[row : row + 2, column : column + 2].reshape(4, *heights.shape)
             can_win |= ~_beaten(corners)
+    # All samples' candidates lie one after the other; each sample's are a slice of them.
+    classes, heights_kept, slopes_kept = np.nonzero(can_win)[1], factual[can_win], counterfactual[can_win]
+    ends = np.cumsum(can_win.sum(axis=1)).tolist()
     return [
-        Candidates(kept, factual[sample, kept], counterfactual[sample, kept])
-        for sample, kept in enumerate(np.flatnonzero(row) for row in can_win)
+        Candidates(classes[start:end], heights_kept[start:end], slopes_kept[start:end])
+        for start, end in pairwise([0, *ends])
     ]
 
 

@@ -70,6 +70,13 @@ class Settings(BaseSettings):
     kept_share: float = Field(
         1.0, ge=0, le=1, allow_inf_nan=False, description="share of predictions that is kept for feedback"
     )
+    kept_rate: float = Field(
+        500.0,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="most predictions a second that are kept on average, ten thousand at once; beyond: a sample",
+    )
     kept_predictions: int = Field(200_000, ge=0, description="most predictions that are kept; the oldest go first")
     kept_days: float = Field(
         30.0, gt=0, le=36_500, allow_inf_nan=False, description="days after which a kept prediction is forgotten"

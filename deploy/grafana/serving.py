@@ -98,6 +98,7 @@ _SATURATION = (
             "waiting": f"sum(evenkeel_store_waiting{{{HERE}}})",
             "written": rate("evenkeel_store_written_total", HERE),
             "dropped": rate("evenkeel_store_dropped_total", HERE),
+            "left out beyond the rate": rate("evenkeel_store_skipped_total", HERE),
             "policies' age in s, {{instance}}": f"evenkeel_policies_age_seconds{{{HERE}}}",
         },
         description="Predictions that wait, are written a second, or were dropped as too many waited. Policies older "
