@@ -38,6 +38,7 @@ def plot_curves(
     for axes, panel in zip(places, panels, strict=False):
         panel(axes, history)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     if norms:
         _norms(places[len(panels)], norms["weight"], class_counts, "weight norm  $||w_c||$")
         _norms(places[len(panels) + 1], norms["feature"], class_counts, "mean feature norm of test pictures  $||x||$")
@@ -69,7 +70,8 @@ def _rate(axes: plt.Axes, history: list[EpochRecord]) -> None:
 
 def _cosine(axes: plt.Axes, history: list[EpochRecord]) -> None:
     _by_group(axes, history, "cosine_by_group", scale=1)
-    axes.set(title="cosine of features to the direction")
+    lowest = min(min(record.cosine_by_group.values(), default=0) for record in history)
+    axes.set(title="cosine of features to the direction", ylim=(min(lowest, 0), 1))
     axes.legend(fontsize=8)
 
 
@@ -95,5 +97,5 @@ def _norms(axes: plt.Axes, values: list[float | None], class_counts: list[int], 
             axes.plot(np.array(ranks) + 1, heights, "o", ms=4, color=color, label=f"{group}-shot")
             axes.hlines(heights.mean(), ranks[0] + 0.5, ranks[-1] + 1.5, color=color, lw=1)
     axes.set(title=title, xlabel="rank of the class by training images")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
+    axes.legend(fontsize=8, ncols=3, loc="upper center")

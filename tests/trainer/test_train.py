@@ -59,6 +59,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     [
         ("schedule.epochs=3", "head.momentum_decay=coupled"),
         ("precision=bf16", "optimizer.nesterov=true", "augment.color_jitter=0.2"),
+        ("optimizer={name: adamw, learning_rate: 0.003, backbone_learning_rate: 0.001, weight_decay: 0.05}",),
         ("averaging.decay=0.9", "augment={policy: auto, cutout: 3, cutmix: 1, mixup: 1, mixing_probability: 0.7}"),
     ],
 )
