@@ -6,6 +6,7 @@ It also knows which settings of a recipe determine the trained weights: what has
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from trainer.config import Recipe, load_recipe
 from trainer.errors import TrainerError
@@ -86,6 +87,17 @@ def training_key(recipe: Recipe, data_fingerprint: str) -> str:
     loss = recipe.loss.model_dump(mode="json")
     if recipe.loss.name == "balanced_softmax":
         loss["name"] = "logit_adjustment"
+    if recipe.backbone.weights:
+        settings["backbone"]["weights"] = _weights_hash(Path(recipe.backbone.weights))
     settings |= {"loss": loss, "in_memory": recipe.data.in_memory, "data": data_fingerprint}
     content = json.dumps({"version": TRAINING_VERSION, **settings}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _weights_hash(source: Path) -> str:
+    """Hash the weights that training begins with, wherever they lie; where they are gone, the path stands for them."""
+    file = source / "checkpoint.safetensors" if source.is_dir() else source
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return str(source)

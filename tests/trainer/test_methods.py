@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from tests.trainer.tiny import tiny_recipe
@@ -27,6 +29,15 @@ def test_what_changes_the_weights_changes_the_key(setting: str) -> None:
 
 def test_other_pictures_have_another_key() -> None:
     assert key(fingerprint="other") != key()
+
+
+def test_weights_that_training_begins_with_count_by_their_content(tmp_path: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint.safetensors").write_bytes(content)
+    one, same, other, gone = (key(f"backbone.weights={tmp_path / name}") for name in "abcd")
+    assert one == same
+    assert len({key(), one, other, gone}) == 4
 
 
 def test_the_same_loss_by_two_names_has_one_key() -> None:
