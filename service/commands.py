@@ -173,10 +173,13 @@ def _print(tuning: Tuning) -> None:
     for label, value in tuning.before.items():
         table.add_row(label, f"{value:.3f}", f"{tuning.after[label]:.3f}", "")
     low, high = tuning.gain_interval
-    table.add_row(tuning.objective.text, "", f"{tuning.gain:+.3f}", f"{low:+.3f} to {high:+.3f}")
+    table.add_row(f"gain in {tuning.objective.goal}", "", f"{tuning.gain:+.3f}", f"{low:+.3f} to {high:+.3f}")
+    for name, floor in tuning.floors.items():
+        met = ("met" if each else "not met" for each in (floor.met_before, floor.met_after))
+        table.add_row(f"{name} >= {floor.least:g}", *met, "")
     console.print(table)
     groups = ", ".join(f"{count} {group}" for group, count in tuning.by_group.items())
-    console.print(f"{tuning.labels} labels: {groups}. Expected on new pictures: {tuning.expected_gain:+.3f}.")
+    console.print(f"{tuning.labels} labels: {groups}. Expected gain on new pictures: {tuning.expected_gain:+.3f}.")
 
 
 def _draw(tuning: Tuning, path: Path) -> None:

@@ -9,7 +9,7 @@ It knows accuracies by name and nothing of where they come from.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from service.tradeoff import Floats
 
 ACCURACIES = ("overall", "balanced", *SHOT_GROUPS)
 
+_THEN = " then "
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _WEIGHT = re.compile(rf"\s*(many|medium|few)\s*=\s*{_NUMBER}\s*", re.ASCII)
 _FLOOR = re.compile(rf"\s*({'|'.join(ACCURACIES)})\s*>=\s*{_NUMBER}\s*", re.ASCII)
@@ -39,13 +40,32 @@ class Objective:
     weights: Mapping[str, float]
     floors: Mapping[str, float]
 
+    def groups(self, present: Iterable[str]) -> set[str]:
+        """Return the shot groups that it looks at, of those of a model; 'balanced' looks at them all."""
+        names = {*self.weights, *self.floors}
+        return {name for name in names if name in SHOT_GROUPS} | (set(present) if "balanced" in names else set())
+
     @property
-    def groups(self) -> set[str]:
-        """The shot groups that it looks at."""
-        return {name for name in (*self.weights, *self.floors) if name in SHOT_GROUPS}
+    def goal(self) -> str:
+        """What it makes large once the floors are met, as it was written."""
+        return self.text.partition(_THEN)[2].strip() or self.text
+
+    def mean(self, accuracies: Mapping[str, Floats]) -> Floats:
+        """Return the weighted mean at each step, in [0, 1], whatever the floors lack."""
+        total = sum(self.weights.values())
+        return np.asarray(sum(weight * accuracies[name] for name, weight in self.weights.items()) / total)
+
+    def lack(self, accuracies: Mapping[str, Floats]) -> Floats:
+        """Return by how much each step misses the floors, all together; 0: it meets them."""
+        lack = np.zeros_like(next(iter(accuracies.values())))
+        for name, floor in self.floors.items():
+            lack += np.maximum(floor - accuracies[name], 0.0)
+        return lack
 
     def values(self, accuracies: Mapping[str, Floats]) -> Floats:
         """Return how good each step is: below 0 by what the floors lack, else the weighted mean in [0, 1].
+
+        It orders steps. A difference of two of them is a gain in accuracy only where both meet the floors.
 
         Args:
             accuracies: arrays of one shape, by name; those of `weights` and `floors` at least.
@@ -54,12 +74,8 @@ class Objective:
         >>> parse_objective("few>=0.4 then overall").values(steps).round(3).tolist()
         [-0.3, 0.7, 0.6]
         """
-        total = sum(self.weights.values())
-        mean = np.asarray(sum(weight * accuracies[name] for name, weight in self.weights.items()) / total)
-        lack = np.zeros_like(mean)
-        for name, floor in self.floors.items():
-            lack += np.maximum(floor - accuracies[name], 0.0)
-        return np.where(lack > 0, -lack, mean)
+        lack = self.lack(accuracies)
+        return np.where(lack > 0, -lack, self.mean(accuracies))
 
 
 def parse_objective(text: str) -> Objective:
@@ -68,7 +84,7 @@ def parse_objective(text: str) -> Objective:
     Raises:
         InvalidParameter: it says none.
     """
-    floors, separator, rest = text.partition(" then ")
+    floors, separator, rest = text.partition(_THEN)
     wanted = rest if separator else floors
     weights = {wanted.strip(): 1.0} if wanted.strip() in ACCURACIES else _pairs(_WEIGHT, wanted)
     bounds = _pairs(_FLOOR, floors) if separator else {}

@@ -272,6 +272,16 @@ class CurveInfo(_Closed):
     few: list[float] | None = None
 
 
+class FloorInfo(_Closed):
+    """What an objective demands of an accuracy first, and what becomes of it."""
+
+    least: float
+    before: float = Field(description="at the current knobs, on these labels")
+    after: float = Field(description="at the best knobs, on these labels")
+    met_before: bool
+    met_after: bool
+
+
 class TradeoffResponse(_Closed):
     """What a client's labels say of its knobs. Where they do not suffice, `keep` says why and the rest is missing."""
 
@@ -282,12 +292,17 @@ class TradeoffResponse(_Closed):
     keep: str | None = Field(description="why the current knobs should stay; null: they should change to the best")
     current: KnobsInfo | None
     labels_by_group: dict[ShotGroup, int] | None = None
-    best: KnobsInfo | None = None
+    best: KnobsInfo | None = Field(
+        None, description="where no knobs meet the objective's floors: those that come nearest"
+    )
     before: dict[str, float] | None = Field(None, description="accuracies at the current knobs, on these labels")
     after: dict[str, float] | None = Field(None, description="accuracies at the best knobs, on these labels")
     alpha_interval: tuple[float, float] | None = Field(None, description="95% of bootstrap resamples")
     prior_strength_interval: tuple[float, float] | None = None
-    gain: float | None = Field(None, description="what the best knobs gain in the objective on these labels")
+    floors: dict[str, FloorInfo] | None = Field(None, description="what the objective puts first, by accuracy")
+    gain: float | None = Field(
+        None, description="what the best knobs gain, on these labels, in what the objective makes large, floors aside"
+    )
     gain_interval: tuple[float, float] | None = None
     expected_gain: float | None = Field(None, description="the gain on labels that a choice has not seen")
     curve: CurveInfo | None = Field(None, description="at the best prior_strength")

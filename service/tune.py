@@ -33,6 +33,25 @@ _ALPHAS = 61
 _STRENGTHS = 17
 
 
+@dataclass(frozen=True)
+class Floor:
+    """What an objective demands of an accuracy first; the accuracy at the current and at the best knobs."""
+
+    least: float
+    before: float
+    after: float
+
+    @property
+    def met_before(self) -> bool:
+        """Whether the current knobs meet it."""
+        return self.before >= self.least
+
+    @property
+    def met_after(self) -> bool:
+        """Whether the best knobs meet it."""
+        return self.after >= self.least
+
+
 @dataclass(frozen=True, eq=False)
 class Tuning:
     """What labels say of the knobs.
@@ -40,10 +59,12 @@ class Tuning:
     Attributes:
         objective: what was asked for.
         labels: how many labelled predictions there are; by_group: of each shot group.
-        current, best: the knobs in use, and those that would have been best.
+        current, best: the knobs in use, and those that would have been best; where none meet the floors, the nearest.
         before, after: accuracies at either, by name.
+        floors: what comes first, by the accuracy's name.
         alpha_interval, strength_interval: where 95% of resamples would have put the best knobs.
-        gain: what the best gain in the objective on these labels; gain_interval: 95% of resamples.
+        gain: what the best gain in what the objective makes large, on these labels, whatever its floors say;
+            gain_interval: 95% of resamples.
         expected_gain: the same on labels that the choice has not seen.
         keep: why the current knobs should stay; None: they should change.
         curve: the exact accuracy over alpha at the best prior_strength.
@@ -56,6 +77,7 @@ class Tuning:
     best: Knobs
     before: Mapping[str, float]
     after: Mapping[str, float]
+    floors: Mapping[str, Floor]
     alpha_interval: tuple[float, float]
     strength_interval: tuple[float, float]
     gain: float
@@ -68,7 +90,8 @@ class Tuning:
 def labels_lacking(replay: Replay, objective: Objective) -> str | None:
     """Return why the labels do not suffice for the objective, or None if they do."""
     counts = labels_by_group(replay)
-    lacking = [group for group in SHOT_GROUPS if group in objective.groups and counts[group] < FEWEST_LABELS_OF_A_GROUP]
+    looked_at = objective.groups(replay.shot_groups)
+    lacking = [group for group in SHOT_GROUPS if group in looked_at and counts[group] < FEWEST_LABELS_OF_A_GROUP]
     if len(replay) < FEWEST_LABELS:
         return f"{len(replay)} labelled predictions are too few: at least {FEWEST_LABELS} are needed"
     if lacking:
@@ -98,16 +121,11 @@ def tune(replay: Replay, objective: Objective, current: Knobs, *, which: Which =
     best = _best(replay, objective, current, which)
     chances = _bootstrap(replay, objective, current, best, which=which, generator=np.random.default_rng(seed))
     before, after = _accuracies(replay, current), _accuracies(replay, best)
-    gain = float(_value(objective, after) - _value(objective, before))
-    low, high = _quantiles(chances.gains)
-    expected = float(chances.unseen_gains.mean())
-    keep = None
-    if gain <= 0:
-        keep = "no other setting would have done better on these labels"
-    elif low <= 0:
-        keep = f"the gain of {gain:.3f} is uncertain: 95% of resamples lie between {low:+.3f} and {high:+.3f}"
-    elif expected <= 0:
-        keep = f"a choice gains nothing on labels that it has not seen ({expected:+.3f})"
+    keep = (
+        _out_of_reach(objective, best, after, which)
+        or _no_better(objective, before, after)
+        or _uncertain(objective, chances)
+    )
     return Tuning(
         objective=objective,
         labels=len(replay),
@@ -116,14 +134,49 @@ def tune(replay: Replay, objective: Objective, current: Knobs, *, which: Which =
         best=best,
         before=before,
         after=after,
+        floors={
+            name: Floor(least, before.get(name, 0.0), after.get(name, 0.0)) for name, least in objective.floors.items()
+        },
         alpha_interval=_quantiles(chances.alphas),
         strength_interval=_quantiles(chances.strengths),
-        gain=gain,
-        gain_interval=(low, high),
-        expected_gain=expected,
+        gain=float(objective.mean(_whole(after)) - objective.mean(_whole(before))),
+        gain_interval=_quantiles(chances.gains),
+        expected_gain=float(chances.unseen_gains.mean()),
         keep=keep,
         curve=replay.curve(best.prior_strength),
     )
+
+
+def _out_of_reach(objective: Objective, best: Knobs, after: Mapping[str, float], which: Which) -> str | None:
+    """Return that no knobs meet the floors, and how near they come; None: some do."""
+    if not objective.lack(_whole(after)) > 0:
+        return None
+    none = "no alpha within the bounds reaches" if which == "alpha" else "no knobs within the bounds reach"
+    floors = " and ".join(f"{name} >= {least:g}" for name, least in objective.floors.items())
+    reached = [(name, after.get(name, 0.0)) for name in objective.floors]
+    nearest = ", ".join(f"{name} {value:.3f}" for name, value in reached)
+    what = f"the highest is {reached[0][1]:.3f}" if len(reached) == 1 else f"together; the nearest is {nearest}"
+    where = f"alpha {best.alpha:.3g}" + ("" if which == "alpha" else f", prior_strength {best.prior_strength:.3g}")
+    return f"{none} {floors}{';' if len(reached) == 1 else ''} {what} at {where}"
+
+
+def _no_better(objective: Objective, before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    if objective.values(_whole(after)) > objective.values(_whole(before)):
+        return None
+    return "no other setting would have done better on these labels"
+
+
+def _uncertain(objective: Objective, chances: "_Chances") -> str | None:
+    """Return why the labels may lie; None: they are sure enough."""
+    low, high = _quantiles(chances.advantages)
+    unseen = float(chances.unseen_advantages.mean())
+    if low <= 0 and objective.floors:
+        return f"that it is better is uncertain: {(chances.advantages > 0).mean():.1%} of resamples say so, not 97.5%"
+    if low <= 0:
+        return f"the gain is uncertain: 95% of resamples lie between {low:+.3f} and {high:+.3f}"
+    if unseen <= 0:
+        return f"a choice is no better on labels that it has not seen ({float(chances.unseen_gains.mean()):+.3f})"
+    return None
 
 
 def _strengths(replay: Replay, current: Knobs, which: Which) -> Floats:
@@ -134,14 +187,18 @@ def _strengths(replay: Replay, current: Knobs, which: Which) -> Floats:
 
 
 def _best(replay: Replay, objective: Objective, current: Knobs, which: Which) -> Knobs:
-    """Return the centre of the best stretch of alpha at the best prior_strength; of equals the nearest to now."""
+    """Return the centre of the best stretch of alpha at the best prior_strength; of equals the nearest to now.
+
+    Where nothing is better than the current knobs, these are the best.
+    """
     found: list[tuple[float, float, Knobs]] = []
     for strength in _strengths(replay, current, which).tolist():
         curve = replay.curve(strength)
         values = objective.values(_steps(curve))
         knobs = Knobs(centre_of_best(curve, values), strength)
         found.append((float(values.max()), -abs(strength - current.prior_strength), knobs))
-    return max(found, key=lambda each: each[:2])[2]
+    value, _, best = max(found, key=lambda each: each[:2])
+    return best if value > objective.values(_whole(_accuracies(replay, current))) else current
 
 
 def _steps(curve: AccuracyCurve) -> dict[str, Floats]:
@@ -153,19 +210,27 @@ def _accuracies(replay: Replay, knobs: Knobs) -> dict[str, float]:
     return replay.curve(knobs.prior_strength).at(knobs.alpha)
 
 
-def _value(objective: Objective, accuracies: Mapping[str, float]) -> Floats:
-    whole = {name: np.array(accuracies.get(name, 0.0)) for name in ("overall", "balanced", *SHOT_GROUPS)}
-    return objective.values(whole)
+def _whole(accuracies: Mapping[str, float]) -> dict[str, Floats]:
+    """Return the accuracies with 0 for the shot groups that have no label."""
+    return {name: np.array(accuracies.get(name, 0.0)) for name in ("overall", "balanced", *SHOT_GROUPS)}
 
 
 @dataclass(frozen=True, eq=False)
 class _Chances:
-    """What each resample says, [B]."""
+    """What each resample says, [B].
+
+    Attributes:
+        alphas, strengths: which knobs are best on it.
+        gains: of the best knobs on all labels, on it, in what the objective makes large; advantages: floors first.
+        unseen_gains, unseen_advantages: the same of the knobs that are best on it, on the labels that it left out.
+    """
 
     alphas: Floats
     strengths: Floats
     gains: Floats
+    advantages: Floats
     unseen_gains: Floats
+    unseen_advantages: Floats
 
 
 def _bootstrap(
@@ -182,16 +247,20 @@ def _bootstrap(
 
     samples = len(replay)
     drawn = generator.multinomial(samples, np.full(samples, 1 / samples), size=_RESAMPLES).astype(np.float32)
-    values = _grid_values(replay, objective, right, drawn)
-    unseen = _grid_values(replay, objective, right, (drawn == 0).astype(np.float32))
+    seen = _grid_accuracies(replay, objective, right, drawn)
+    unseen = _grid_accuracies(replay, objective, right, (drawn == 0).astype(np.float32))
+    values, unseen_values = objective.values(seen), objective.values(unseen)
+    means, unseen_means = objective.mean(seen), objective.mean(unseen)
     chosen = np.array([np.flatnonzero(row == row.max()) for row in values], dtype=object)
     middle = np.array([int(places[len(places) // 2]) for places in chosen])
     rows, now = np.arange(_RESAMPLES), place(current)
     return _Chances(
         alphas=alphas[middle % len(alphas)],
         strengths=strengths[middle // len(alphas)],
-        gains=values[:, place(best)] - values[:, now],
-        unseen_gains=unseen[rows, middle] - unseen[:, now],
+        gains=means[:, place(best)] - means[:, now],
+        advantages=values[:, place(best)] - values[:, now],
+        unseen_gains=unseen_means[rows, middle] - unseen_means[:, now],
+        unseen_advantages=unseen_values[rows, middle] - unseen_values[:, now],
     )
 
 
@@ -203,10 +272,10 @@ def _right(replay: Replay, strength: float, alphas: Floats) -> NDArray[np.float3
     return right
 
 
-def _grid_values(
+def _grid_accuracies(
     replay: Replay, objective: Objective, right: NDArray[np.float32], weights: NDArray[np.float32]
-) -> Floats:
-    """Return the objective at each knob of the grid for each weighting of the predictions, [B, G]."""
+) -> dict[str, Floats]:
+    """Return the accuracies that count at each knob of the grid for each weighting of the predictions, [B, G]."""
     groups = np.array(replay.shot_groups)[replay.labels]
     names = {*objective.weights, *objective.floors}
     accuracies: dict[str, Floats] = {}
@@ -218,7 +287,7 @@ def _grid_values(
         else:
             weighted = weights if name == "overall" else weights * (groups == name)
         accuracies[name] = ((weighted @ right) / np.maximum(weighted.sum(axis=1, keepdims=True), 1e-9)).round(6)
-    return objective.values(accuracies)
+    return accuracies
 
 
 def _quantiles(values: Floats) -> tuple[float, float]:

@@ -213,6 +213,10 @@ def _study(found: Study, objective: str) -> dict[str, Any]:
         "best": _knobs(tuning.best),
         "before": tuning.before,
         "after": tuning.after,
+        "floors": {
+            name: asdict(floor) | {"met_before": floor.met_before, "met_after": floor.met_after}
+            for name, floor in tuning.floors.items()
+        },
         "alpha_interval": tuning.alpha_interval,
         "prior_strength_interval": tuning.strength_interval,
         "gain": tuning.gain,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -102,5 +104,64 @@ def test_an_objective_that_says_nothing_is_refused(text: str) -> None:
 
 
 def test_an_objective_knows_the_groups_that_it_looks_at() -> None:
-    assert parse_objective("few>=0.4,many>=.5 then balanced").groups == {"few", "many"}
-    assert parse_objective("overall").groups == set()
+    assert parse_objective("few>=0.4,many>=.5 then overall").groups(GROUPS) == {"few", "many"}
+    assert parse_objective("overall").groups(GROUPS) == set()
+    for text in ("balanced", "balanced>=0.5 then overall", "few>=0.4 then balanced"):
+        assert parse_objective(text).groups(GROUPS) == {"many", "medium", "few"}
+        assert parse_objective(text).groups(["many", "few"]) == {"many", "few"}
+
+
+@pytest.mark.parametrize("text", ["balanced", "balanced>=0.5 then overall"])
+def test_balanced_needs_labels_of_every_shot_group_of_the_model(text: str) -> None:
+    whole = traffic(300)
+    many = whole.labels < 3
+    one_group = replace(
+        whole,
+        classes=whole.classes[many],
+        heights=whole.heights[many],
+        slopes=whole.slopes[many],
+        labels=whole.labels[many],
+    )
+    assert len(one_group) >= 50
+    assert labels_lacking(one_group, parse_objective("overall")) is None
+    assert "0 labels of medium-shot classes are too few" in (labels_lacking(one_group, parse_objective(text)) or "")
+    assert labels_lacking(whole, parse_objective(text)) is None
+
+
+def test_a_floor_that_no_alpha_meets_is_named_and_nothing_changes() -> None:
+    replay, objective = traffic(500), parse_objective("few>=0.99 then overall")
+    tuning = tune(replay, objective, Knobs(0.0))
+    highest = replay.curve().by_group["few"].max()
+    assert highest < 0.99
+    assert tuning.after["few"] == highest
+    expected = f"no alpha within the bounds reaches few >= 0.99; the highest is {highest:.3f} at alpha"
+    assert (tuning.keep or "").startswith(expected)
+    floor = tuning.floors["few"]
+    assert (floor.least, floor.before, floor.after) == (0.99, tuning.before["few"], highest)
+    assert not (floor.met_before or floor.met_after)
+    both = tune(replay, parse_objective("few>=0.99,many>=0.99 then overall"), Knobs(0.0), which="both").keep or ""
+    assert both.startswith(
+        "no knobs within the bounds reach few >= 0.99 and many >= 0.99 together; the nearest is few "
+    )
+    assert ", prior_strength " in both
+
+
+def test_a_gain_is_one_in_accuracy_whatever_the_floors_lacked() -> None:
+    tuning = tune(traffic(500), parse_objective("few>=0.5 then many"), Knobs(0.0))
+    assert tuning.keep is None
+    assert (tuning.floors["few"].met_before, tuning.floors["few"].met_after) == (False, True)
+    assert tuning.gain == pytest.approx(tuning.after["many"] - tuning.before["many"])
+    low, high = tuning.gain_interval
+    assert low <= tuning.gain <= high < 0.2
+    assert abs(tuning.expected_gain) < 0.2
+
+
+def test_where_nothing_is_better_the_best_is_the_current() -> None:
+    replay, objective = traffic(500), parse_objective("overall")
+    found = tune(replay, objective, Knobs(0.0)).best
+    edges = replay.curve().breakpoints
+    nearby = Knobs(float((found.alpha + edges[edges > found.alpha][0]) / 2))
+    tuning = tune(replay, objective, nearby)
+    assert nearby.alpha != found.alpha
+    assert (tuning.best, tuning.gain) == (nearby, 0.0)
+    assert "no other setting" in (tuning.keep or "")
