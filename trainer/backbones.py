@@ -148,7 +148,7 @@ def create_backbone(config: BackboneConfig) -> CifarResNet32 | SmallCnn | TimmBa
     except (OSError, RuntimeError) as error:
         raise TrainerError(
             f"backbone {config.name!r}: its weights could not be loaded ({error}); "
-            "check the network, or set backbone.pretrained=false"
+            "check the network, set backbone.weights to a file in its place, or set backbone.pretrained=false"
         ) from error
 
 

@@ -39,6 +39,8 @@ def load_weights(backbone: AnyBackbone, config: BackboneConfig, spec: InputSpec)
             that are normalised otherwise than the run's were.
     """
     source = Path(str(config.weights))
+    if not source.exists():
+        raise TrainerError(f"backbone.weights {source}: is not there; name a weights file, or the folder of a run")
     weights = _run_weights(source, spec) if _is_run(source) else _file_weights(source)
     wanted = backbone.state_dict()
     ignored = _classifier_keys(backbone)
