@@ -1,11 +1,17 @@
 """How a database is reached and brought up to date: SQLite or PostgreSQL. It knows no table.
 
-Everything is bounded in time: a database that does not answer gives an error, never a wait without end.
+Everything is bounded in time: a database that does not answer gives an error, never a wait without end. A SQLite file
+that is removed or replaced while it is open is noticed at the next transaction: nothing is written to what nobody will
+read again.
 """
 
+import logging
+import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Literal
 
 from alembic import command
 from alembic.config import Config
@@ -14,15 +20,22 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.errors import StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+_REPLACED = "the file of the database was removed or replaced"
 
 _PATIENCE = 5
 """Seconds that a statement, a lock or a connection may take."""
 
 _MIGRATION_LOCK = 0x65766E6B  # any number, as long as it is always the same
+
+_UNDEFINED_TABLE = "42P01"
+"""What PostgreSQL says of a table that is not there."""
 
 
 def check_url(url: str) -> str:
@@ -58,7 +71,19 @@ def connect(url: str) -> Engine:
 
 
 def _sqlite(url: URL) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": _PATIENCE}, pool_timeout=_PATIENCE)
+    engine = create_engine(url, pool_timeout=_PATIENCE)
+    path = _path(engine)
+
+    @event.listens_for(engine, "do_connect")
+    def open_file(_: object, record: Any, *__: object) -> sqlite3.Connection:  # noqa: ANN401 - SQLAlchemy's own
+        record.info["file"] = _file(path)
+        # `rw`: connecting never makes an empty file; `migrate` alone makes one.
+        return sqlite3.connect(f"{path.as_uri()}?mode=rw", timeout=_PATIENCE, uri=True, check_same_thread=False)
+
+    @event.listens_for(engine, "checkout")
+    def look(_: object, record: Any, __: object) -> None:  # noqa: ANN401 - SQLAlchemy's own
+        if record.info["file"] != _file(path):
+            raise InvalidatePoolError(_REPLACED)  # the pool opens the file anew
 
     @event.listens_for(engine, "connect")
     def prepare(connection: DBAPIConnection, _: object) -> None:
@@ -77,16 +102,38 @@ def _sqlite(url: URL) -> Engine:
     return engine
 
 
+def _path(engine: Engine) -> Path:
+    return Path(engine.url.database or "").absolute()
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Return what tells one file from another of the same name; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _make_file(path: Path) -> None:
+    """Make an empty file, for its owner alone, and its folder, where there is none.
+
+    What goes wrong is said by whoever connects then.
+    """
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+
+
 def migrate(engine: Engine) -> None:
     """Bring the tables up to date; several processes may do so at once, and one of them will.
 
-    The folder of a SQLite file is made.
+    A SQLite file and its folder are made.
     """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     if engine.dialect.name == "sqlite":
-        with suppress(OSError):  # whoever connects then learns that the file cannot be opened
-            Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        _make_file(_path(engine))
     head = ScriptDirectory.from_config(config).get_current_head()
     with engine.connect() as connection:
         if MigrationContext.configure(connection).get_current_revision() == head:
@@ -103,47 +150,75 @@ class Database:
 
     Args:
         url: where it is.
-        told: is called after each transaction with whether the database was there.
+        told: is called after each transaction with whether the database is there: whether the last that read and the
+            last that wrote both went well.
+
+    Attributes:
+        losses: how many times its tables or its file were found to be gone or replaced: whoever has prepared it does so
+            again when this grows.
     """
 
     def __init__(self, url: str, told: Callable[[bool], None] = lambda there: None) -> None:
         self._engine = connect(url)
         self._told = told
+        self._went_well = {"reading": True, "writing": True}
+        self.losses = 0
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "invalidate", self._lost)
 
     def migrate(self) -> None:
         """Bring the tables up to date."""
-        with self._translated():
+        with self._translated("reading"):
             migrate(self._engine)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Open a transaction that only reads."""
-        with self._translated(), self._engine.begin() as connection:
+        with self._translated("reading"), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Open a transaction that writes; it is durable once the block is left without an error."""
-        with (
-            self._translated(),
-            self._engine.connect().execution_options(writes=True) as connection,
-            connection.begin(),
-        ):
-            yield connection
+        with self._translated("writing"), self._engine.connect().execution_options(writes=True) as connection:
+            with connection.begin():
+                yield connection
+            self._check_that_it_was_kept(connection)
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
 
+    def _check_that_it_was_kept(self, connection: Connection) -> None:
+        """Look once more whether the file is there: a commit to one that was removed meanwhile succeeds."""
+        if self._engine.dialect.name == "sqlite" and connection.info["file"] != _file(_path(self._engine)):
+            connection.invalidate()
+            raise OSError(_REPLACED)
+
+    def _lost(self, *_: object) -> None:
+        self.losses += 1
+        logger.warning("%s: %s; it is prepared anew", self._engine.url.database, _REPLACED)
+
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, kind: Literal["reading", "writing"]) -> Iterator[None]:
         try:
             yield
         except (DBAPIError, PoolTimeout, OSError) as error:
-            self._told(False)
+            self._tell(kind, went_well=False)
+            if _lacks_a_table(error):
+                self.losses += 1
             raise StoreUnavailable(
                 f"The database cannot be used: {str(getattr(error, 'orig', error)).splitlines()[0]}",
                 remedy="Try again in some seconds; the operator finds the reason in the service's log.",
                 retry_after=2,
             ) from error
-        self._told(True)
+        self._tell(kind, went_well=True)
+
+    def _tell(self, kind: Literal["reading", "writing"], *, went_well: bool) -> None:
+        self._went_well[kind] = went_well
+        self._told(all(self._went_well.values()))
+
+
+def _lacks_a_table(error: Exception) -> bool:
+    reason = getattr(error, "orig", error)
+    return getattr(reason, "sqlstate", None) == _UNDEFINED_TABLE or str(reason).startswith("no such table")

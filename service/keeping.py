@@ -12,7 +12,7 @@ from service.feedback import Feedback
 from service.manifest import Manifest
 from service.metrics import Metrics
 from service.objectives import parse_objective
-from service.policy_store import PolicyStore
+from service.policy_store import UNREAD, PolicyStore
 from service.prediction_store import PredictionStore
 from service.recommendations import Recommendations
 from service.recorder import Recorder
@@ -63,8 +63,8 @@ class Keeping:
             lambda: self.callers.alphas(self._manifest, settings.max_prior_strength)
         )
         self.executor = ThreadPoolExecutor(4, thread_name_prefix="store")
-        self._revision = 0
-        self._prepared = False
+        self._revision = UNREAD
+        self._prepared_for: tuple[str, int] | None = None
         self._threads = [
             Background("reading policies", _LOOK, self.refresh),
             Background("writing predictions", _WRITE, self._write),
@@ -89,16 +89,13 @@ class Keeping:
         self.database.close()
 
     def refresh(self) -> None:
-        """Take over changed policies; the first time, bring the tables up to date.
+        """Take over changed policies; the first time, and when the tables were lost, bring them up to date before.
 
         Raises:
             StoreUnavailable: the database is away.
         """
         if not self._prepared:
-            self.database.migrate()
-            manifest = self._manifest
-            self.predictions.remember_model(manifest, manifest.version)
-            self._prepared = manifest is self._manifest
+            self._prepare()
         snapshot = self.policies.snapshot(self._revision)
         self.callers.load(snapshot)
         if snapshot is not None:
@@ -106,7 +103,18 @@ class Keeping:
 
     def remember(self, manifest: Manifest) -> None:
         """Keep another model, whose predictions come from now on, before the next look at the database ends."""
-        self._manifest, self._prepared = manifest, False
+        self._manifest = manifest
+
+    @property
+    def _prepared(self) -> bool:
+        """Whether the tables are up to date and the model is known there, as far as anybody has noticed."""
+        return self._prepared_for == (self._manifest.version, self.database.losses)
+
+    def _prepare(self) -> None:
+        manifest, losses = self._manifest, self.database.losses
+        self.database.migrate()
+        self.predictions.remember_model(manifest, manifest.version)
+        self._prepared_for = manifest.version, losses
 
     def _write(self) -> None:
         if self._prepared:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from service import tables
 from service.clients import NAME_PATTERN, ClientPolicy
@@ -19,6 +19,12 @@ from service.errors import ClientExists, InvalidParameter, UnknownClient, Unknow
 from service.keys import hash_key, key_id, new_key
 
 Json = dict[str, Any]
+
+Revision = tuple[int, float]
+"""A number that every change makes higher, and when the newest was made: a backup that is put back reaches the same
+number again, by other changes."""
+
+UNREAD: Revision = (0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Change:
 class Snapshot:
     """All policies, and which client each valid key belongs to, at one revision."""
 
-    revision: int
+    revision: Revision
     policies: Mapping[str, ClientPolicy]
     clients_by_key: Mapping[str, str]
 
@@ -73,18 +79,21 @@ class PolicyStore:
         self._database = database
         self._now = clock
 
-    def snapshot(self, known_revision: int = 0) -> Snapshot | None:
+    def snapshot(self, known_revision: Revision = UNREAD) -> Snapshot | None:
         """Return everything that requests are judged by, or None if the known revision is the newest."""
         with self._database.reading() as connection:
-            number = connection.execute(select(tables.revision.c.number)).scalar_one()
-            if number == known_revision:
+            newest = select(func.max(tables.changes.c.id)).scalar_subquery()
+            at = select(tables.changes.c.at).where(tables.changes.c.id == newest).scalar_subquery()
+            row = connection.execute(select(tables.revision.c.number, at.label("at"))).one()
+            revision = row.number, row.at or 0.0
+            if revision == known_revision:
                 return None
             kept = connection.execute(select(tables.clients).order_by(tables.clients.c.created_at)).all()
             valid = connection.execute(
                 select(tables.keys.c.hash, tables.keys.c.client).where(tables.keys.c.revoked_at.is_(None))
             ).all()
         return Snapshot(
-            number,
+            revision,
             {row.name: ClientPolicy.model_validate(row.policy) for row in kept},
             {row.hash: row.client for row in valid},
         )

@@ -246,3 +246,90 @@ def test_a_folder_that_cannot_be_written_is_an_error_when_it_is_used(tmp_path: P
 def test_an_address_that_cannot_be_used_is_refused(url: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_url(url)
+
+
+def test_a_file_that_is_removed_is_noticed_and_made_again_and_nothing_is_acknowledged_meanwhile(tmp_path: Path) -> None:
+    path, said = tmp_path / "evenkeel.sqlite", list[bool]()
+    database = Database(f"sqlite:///{path}", said.append)
+    database.migrate()
+    store, policies = PredictionStore(database), PolicyStore(database)
+    store.write([prediction(1)])
+    for file in tmp_path.glob("evenkeel.sqlite*"):
+        file.unlink()
+    for attempt in (lambda: store.label({prediction(1).id: 1}), policies.snapshot, lambda: store.find([], None)):
+        with pytest.raises(StoreUnavailable, match="unable to open"):
+            attempt()
+        assert said[-1] is False
+    assert not path.exists()
+    assert database.losses
+    database.migrate()
+    store.write([prediction(2)])
+    assert list(store.find([prediction(1).id, prediction(2).id], None)) == [prediction(2).id]
+    assert said[-1] is True
+    database.close()
+
+
+def test_what_is_committed_to_a_file_that_is_removed_meanwhile_is_not_acknowledged(tmp_path: Path) -> None:
+    path = tmp_path / "evenkeel.sqlite"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    with pytest.raises(StoreUnavailable, match="removed or replaced"), database.writing() as connection:
+        connection.exec_driver_sql("UPDATE revision SET number = 7")
+        path.unlink()
+    assert database.losses
+    database.close()
+
+
+def test_a_file_that_is_replaced_is_read_from_then_on(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        database = Database(f"sqlite:///{tmp_path / name}")
+        database.migrate()
+        PolicyStore(database).add(name, ClientPolicy(), who="ann")
+        database.close()
+    database = Database(f"sqlite:///{tmp_path / 'one'}")
+    policies = PolicyStore(database)
+    before = policies.snapshot()
+    assert before is not None
+    (tmp_path / "other").replace(tmp_path / "one")
+    after = policies.snapshot(before.revision)
+    assert after is not None
+    assert list(after.policies) == ["other"]
+    assert (after.revision[0], database.losses) == (before.revision[0], 1)
+    database.close()
+
+
+def test_tables_that_are_dropped_are_noticed_and_made_again(url: str, database: Database) -> None:
+    engine = connect(url)
+    with engine.begin() as connection:
+        metadata.drop_all(connection)
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+    engine.dispose()
+    policies = PolicyStore(database)
+    with pytest.raises(StoreUnavailable):
+        policies.snapshot()
+    assert database.losses == 1
+    database.migrate()
+    assert policies.clients() == []
+
+
+def test_it_is_there_only_if_reading_and_writing_both_went_well(url: str, database: Database) -> None:
+    said: list[bool] = []
+    other = Database(url, said.append)
+    with pytest.raises(StoreUnavailable), other.writing() as connection:
+        connection.exec_driver_sql("INSERT INTO keys (hash) VALUES ('x')")
+    policies = PolicyStore(other)
+    policies.clients()
+    assert said == [False, False]
+    policies.add("shop", ClientPolicy(), who="ann")
+    policies.clients()
+    assert said == [False, False, True, True]
+    other.close()
+
+
+def test_only_its_owner_may_read_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "evenkeel.sqlite"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    PolicyStore(database).add("shop", ClientPolicy(), who="ann")
+    assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
+    database.close()
