@@ -32,6 +32,7 @@ from service.routes import (
     page,
     predict,
     samples,
+    terms,
 )
 from service.routes.answers import AnswerWriter
 from service.routes.context import Readiness, Service
@@ -111,7 +112,7 @@ def create_app(
     app.logs_access = settings.access_log
     failures.install(app)
     routes = set()
-    for part in (predict, inference_protocol, feedback, clients, model, samples, health, metrics, page):
+    for part in (predict, inference_protocol, feedback, clients, terms, model, samples, health, metrics, page):
         app.include_router(part.router)
         routes |= {route.path for route in part.router.routes}
     app.counted_routes = frozenset(routes)

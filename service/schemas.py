@@ -146,6 +146,21 @@ class ModelResponse(ModelReference):
     precision: str
 
 
+class KnobTerms(_Closed):
+    """What a request may choose a knob from, and what it gets if it names none."""
+
+    minimum: float
+    maximum: float
+    default: float
+
+
+class TermsResponse(_Closed):
+    """What whoever asks may ask of the model that is served."""
+
+    alpha: KnobTerms
+    prior_strength: KnobTerms
+
+
 class EvaluationResponse(_Closed):
     """How good the model was on its test pictures; null where its bundle does not say."""
 

@@ -7,6 +7,7 @@ import { html, mark, markAt, path, scale, svg, ticks } from './svg.js';
 const HEIGHT = 190;
 const TOP = 8;
 const BOTTOM = 24;
+const LABEL = 40; // pixels that a share takes
 const GROUPS = ['many', 'medium', 'few'];
 const NAMES = { overall: 'all', many: 'many-shot', medium: 'medium-shot', few: 'few-shot' };
 
@@ -28,14 +29,16 @@ export function drawAccuracy(target, accuracy, { alpha, defaultAlpha, low, high 
   const y = scale(floor, ceiling, HEIGHT - BOTTOM, TOP + 6);
   const here = accuracyAt(accuracy, alpha);
   const grid = ticks(floor, ceiling, 4);
+  const curves = names.map((name) => accuracy.alpha.map((each, index) => [x(each), y(accuracy[name][index])]));
+  const inner = { x: INSET, y: 0, width: width - 2 * INSET, height: HEIGHT };
+  const shown = low <= defaultAlpha && defaultAlpha <= high;
   target.replaceChildren(
+    svg('defs', {}, svg('clipPath', { id: 'measured' }, svg('rect', inner))),
     ...grid.map((value) => svg('path', { class: 'grid', d: path([[INSET, y(value)], [width - INSET, y(value)]]) })),
     ...axis(x, low, high, HEIGHT),
-    svg('path', { class: 'default', d: path([[x(defaultAlpha), TOP], [x(defaultAlpha), HEIGHT - BOTTOM]]) }),
-    ...[...names].reverse().map((name) =>
-      svg('path', { class: `line measured ${name}`, d: path(accuracy.alpha.map((each, index) => [x(each), y(accuracy[name][index])])) }),
-    ),
-    ...grid.map((value) => svg('text', { class: 'tick', x: INSET + 3, y: y(value) - 3 }, `${Math.round(100 * value)} %`)),
+    ...(shown ? [svg('path', { class: 'default', d: path([[x(defaultAlpha), TOP], [x(defaultAlpha), HEIGHT - BOTTOM]]) })] : []),
+    svg('g', { 'clip-path': 'url(#measured)' }, ...names.map((name, index) => svg('path', { class: `line measured ${name}`, d: path(curves[index]) })).reverse()),
+    ...grid.map((value) => shareLabel(value, y(value) - 3, curves, width)),
     svg('path', { class: 'plumb', d: path([[x(alpha), TOP], [x(alpha), HEIGHT - BOTTOM]]) }),
     ...names.map((name) => (name === 'overall' ? svg('circle', { class: 'overall here', cx: x(alpha), cy: y(here[name]), r: 4.5 }) : markAt(name, x(alpha), y(here[name]), 11))),
   );
@@ -44,6 +47,16 @@ export function drawAccuracy(target, accuracy, { alpha, defaultAlpha, low, high 
   const words = names.map((name) => `${NAMES[name]} ${percent(here[name])}`).join(', ');
   target.setAttribute('aria-label', `Accuracy over alpha. At alpha ${short(alpha)}: ${words}.`);
   showLegend(names, here, accuracyAt(accuracy, 0));
+}
+
+/** A share at its line of the grid, at the side where the curves leave more room. */
+function shareLabel(value, baseline, curves, width) {
+  const middle = baseline - 4;
+  const points = curves.flat();
+  const room = (from, to) => Math.min(...points.filter(([px]) => from <= px && px <= to).map(([, py]) => Math.abs(py - middle)));
+  const right = room(INSET, INSET + LABEL) < 10 && room(width - INSET - LABEL, width - INSET) > room(INSET, INSET + LABEL);
+  const place = right ? { x: width - INSET - 3, 'text-anchor': 'end' } : { x: INSET + 3, 'text-anchor': 'start' };
+  return svg('text', { class: 'tick share', y: baseline, ...place }, `${Math.round(100 * value)} %`);
 }
 
 function showLegend(names, here, plain) {

@@ -19,10 +19,14 @@ export const getModel = () => ask('model');
 export const getEvaluation = () => ask('model/evaluation');
 export const getSamples = async () => (await ask('samples')).samples;
 
+const withKey = (headers) => (key ? { ...headers, Authorization: `Bearer ${key}` } : headers);
+
+/** What may be asked with the key: defaults and bounds of both knobs. */
+export const getTerms = () => ask('terms', { headers: withKey({}) });
+
 /** Both branch logits of a picture: every alpha follows from them. */
 export async function predictLines(blob, signal) {
-  const headers = { 'Content-Type': blob.type || 'application/octet-stream' };
-  if (key) headers.Authorization = `Bearer ${key}`;
+  const headers = withKey({ 'Content-Type': blob.type || 'application/octet-stream' });
   const answer = await ask('predict?lines=true', { method: 'POST', body: blob, headers, signal });
   return answer.images[0].lines;
 }

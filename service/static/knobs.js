@@ -10,24 +10,31 @@ const WIDEST_JUMP = 58;
 const $ = (id) => document.getElementById(id);
 
 /** Four decimals: what is shown is what is asked for. */
-export const rounded = (alpha) => Number(alpha.toFixed(4));
+const rounded = (alpha) => Number(alpha.toFixed(4));
 
-/** Set the ranges; `change(alpha)` and `changePrior(strength)` when a person moves one. */
-export function prepareKnobs({ alpha: { minimum, maximum, default: chosen }, max_prior_strength: most }, change, changePrior) {
+/** The nearest alpha that may be asked for, with four decimals unless it is a bound. */
+export const allowed = (alpha, { minimum, maximum }) => Math.min(Math.max(rounded(alpha), minimum), maximum);
+
+/** Call `change(alpha)` and `changePrior(strength)` when a person moves one, `reset()` for the default alpha. */
+export function prepareKnobs({ change, changePrior, reset }) {
   const [slider, number, prior] = [$('alpha'), $('alpha-number'), $('prior')];
-  const span = maximum - minimum;
-  Object.assign(slider, { min: minimum, max: maximum, step: span > 0.5 ? 0.01 : span / 100 || 1 });
-  Object.assign(number, { min: minimum, max: maximum });
-  Object.assign(prior, { min: 0, max: most, step: 0.05, value: 0 });
-  slider.addEventListener('input', () => change(rounded(Number(slider.value))));
+  slider.addEventListener('input', () => change(Number(slider.value)));
   number.addEventListener('change', () => {
     const wanted = Number(number.value);
-    const inside = number.value === '' || Number.isNaN(wanted) ? chosen : Math.min(Math.max(wanted, minimum), maximum);
-    change(rounded(inside));
+    if (number.value === '' || Number.isNaN(wanted)) reset();
+    else change(wanted);
   });
-  $('reset').addEventListener('click', () => change(rounded(chosen)));
-  $('reset').setAttribute('aria-label', `Default alpha, ${short(chosen)}`);
+  $('reset').addEventListener('click', reset);
   prior.addEventListener('input', () => changePrior(Number(prior.value)));
+}
+
+/** Set the ranges to what may be asked for. */
+export function limitKnobs({ alpha: { minimum, maximum, default: chosen }, prior_strength: { maximum: most } }) {
+  const span = maximum - minimum;
+  Object.assign($('alpha'), { min: minimum, max: maximum, step: span > 0.5 ? 0.01 : span / 100 || 1 });
+  Object.assign($('alpha-number'), { min: minimum, max: maximum });
+  Object.assign($('prior'), { min: 0, max: most, step: Math.min(0.05, most / 10 || 0.05) });
+  $('reset').setAttribute('aria-label', `Default alpha, ${short(chosen)}`);
   $('prior').closest('section').hidden = most === 0;
 }
 

@@ -3,24 +3,25 @@
 
 import { drawAccuracy } from './accuracy.js';
 import { percent, short, showProblem, showRanking, showSide } from './answer.js';
-import { Refusal, getBlob, getEvaluation, getModel, getSamples, predictLines, useKey } from './api.js';
+import { Refusal, getBlob, getEvaluation, getModel, getSamples, getTerms, predictLines, useKey } from './api.js';
 import { command } from './command.js';
 import { linesAt, logShare, logitsAt, probabilities, ranking, stretchAt, temperature, upperEnvelope } from './envelope.js';
-import { drawRibbon, prepareKnobs, rounded, showJumps, showKnobs } from './knobs.js';
+import { allowed, drawRibbon, limitKnobs, prepareKnobs, showJumps, showKnobs } from './knobs.js';
 import { INSET, drawLines, sceneOf } from './lines.js';
 import { pressSample, showPicture, showSamples, takePictures } from './picture.js';
 import { mark } from './svg.js';
 
 const $ = (id) => document.getElementById(id);
-const state = { model: null, evaluation: null, branches: null, scene: null, picture: null, alpha: 0, priorStrength: 0 };
+const state = { model: null, terms: null, evaluation: null, branches: null, scene: null, picture: null, alpha: 0, priorStrength: 0 };
 let underWay = new AbortController();
 
 async function start() {
   document.querySelectorAll('[data-mark]').forEach((place) => place.append(mark(place.dataset.mark)));
   const [model, evaluation, samples] = await Promise.all([getModel(), getEvaluation(), getSamples()]);
-  Object.assign(state, { model, evaluation, alpha: rounded(model.alpha.default), logShare: logShare(model.classes) });
+  Object.assign(state, { model, evaluation, logShare: logShare(model.classes) });
   $('model-line').textContent = `${model.name} · ${model.classes.length} classes · ${model.provider}, ${model.precision}`;
-  prepareKnobs(model, setAlpha, setPriorStrength);
+  prepareKnobs({ change: setAlpha, changePrior: setPriorStrength, reset: () => setAlpha(state.terms.alpha.default) });
+  useTerms({ alpha: model.alpha, prior_strength: { maximum: model.max_prior_strength, default: 0 } });
   showSamples(samples, takeSample);
   takePictures((blob, picture) => take(blob, picture));
   $('copy').addEventListener('click', copyCommand);
@@ -75,18 +76,28 @@ function take(blob, picture) {
   });
 }
 
-/** Ask for the same picture again, with a client's key. */
+/** Ask for the same picture again, with a client's key and on its terms. */
 function takeKey(event) {
   event.preventDefault();
-  useKey($('key').value.trim());
-  state.withKey = true;
-  take(state.blob, state.picture);
+  return daring(async () => {
+    useKey($('key').value.trim());
+    useTerms(await getTerms());
+    state.withKey = true;
+    await take(state.blob, state.picture);
+  });
+}
+
+/** Let the knobs reach what may be asked for, and put them where requests that name none are answered. */
+function useTerms(terms) {
+  const alpha = allowed(terms.alpha.default, terms.alpha);
+  Object.assign(state, { terms, alpha, priorStrength: terms.prior_strength.default });
+  limitKnobs(terms);
 }
 
 function recompute() {
-  const { branches, model } = state;
+  const { branches, terms } = state;
   state.lines = branches && linesAt(branches, state.logShare, state.priorStrength);
-  state.envelope = branches && upperEnvelope(state.lines, model.alpha.minimum, model.alpha.maximum);
+  state.envelope = branches && upperEnvelope(state.lines, terms.alpha.minimum, terms.alpha.maximum);
   state.scene = branches && sceneOf(state.lines, state.envelope);
   redraw();
 }
@@ -106,7 +117,11 @@ function drawAtAlpha() {
   if (stable) showAnswer(stable);
   else clearAnswer();
   showCurve();
-  $('command').textContent = command(state.picture, { alpha, priorStrength, withKey: state.withKey }, document.baseURI);
+  $('command').textContent = command(
+    state.picture,
+    { alpha, priorStrength, defaultPrior: state.terms.prior_strength.default, withKey: state.withKey },
+    document.baseURI,
+  );
 }
 
 function showAnswer(stable) {
@@ -139,7 +154,8 @@ function showCurve() {
   const { accuracy, test_images: images } = state.evaluation;
   $('accuracy-figure').hidden = !accuracy;
   if (!accuracy) return;
-  const { minimum, maximum, default: chosen } = state.model.alpha;
+  const { minimum, maximum } = state.terms.alpha;
+  const { default: chosen } = state.model.alpha;
   const prior = state.priorStrength ? ' Measured without prior correction: it does not know your prior strength.' : '';
   $('accuracy-note').textContent = `Accuracy on ${images} test pictures; dotted: the model's default.${prior}`;
   drawAccuracy($('accuracy'), accuracy, { alpha: state.alpha, defaultAlpha: chosen, low: minimum, high: maximum });
@@ -147,9 +163,9 @@ function showCurve() {
 
 function setAlpha(alpha) {
   const before = state.branches && stretchAt(state.envelope, state.alpha).winner;
-  state.alpha = alpha;
+  state.alpha = allowed(alpha, state.terms.alpha);
   drawAtAlpha();
-  const changed = state.branches && stretchAt(state.envelope, alpha).winner !== before;
+  const changed = state.branches && stretchAt(state.envelope, state.alpha).winner !== before;
   if (changed && document.activeElement !== $('alpha')) announce(); // the slider says it by itself
 }
 
@@ -179,7 +195,7 @@ function announce() {
 function followPointer(target) {
   const move = (event) => {
     const { left, width } = target.getBoundingClientRect();
-    const { minimum, maximum } = state.model.alpha;
+    const { minimum, maximum } = state.terms.alpha;
     const share = Math.min(Math.max((event.clientX - left - INSET) / (width - 2 * INSET), 0), 1);
     setAlpha(Number((minimum + share * (maximum - minimum)).toFixed(2)));
   };

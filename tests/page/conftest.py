@@ -31,6 +31,8 @@ CURVE = {
 CALIBRATION = Calibration(log_temperature=(0.5, -0.3, 0.1, -0.2, 0.05, 0.2), images=40)
 """The page must divide by it as the service does, to show the same probabilities."""
 
+ADMIN_KEY = "operator"
+
 OpenPage = Callable[..., Page]
 
 
@@ -58,6 +60,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = os.environ | {
         "EVENKEEL_PROVIDER": "cpu",
         "EVENKEEL_DRAIN_DELAY": "0",
+        "EVENKEEL_ADMIN_KEY": ADMIN_KEY,
         "EVENKEEL_DATABASE_URL": f"sqlite:///{folder}/state.sqlite",
     }
     with running(command, folder / "service.log", env=environment):

@@ -12,7 +12,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.page.conftest import OpenPage
+from tests.deploy.prometheus import wait_until
+from tests.page.conftest import ADMIN_KEY, OpenPage
 
 Ask = Callable[..., dict[str, Any]]
 
@@ -383,6 +384,7 @@ def test_a_key_is_asked_for_where_one_is_needed_and_never_shown(open_page: OpenP
             route.fulfill(status=401, json=refusal)
 
     page.route("**/predict?*", guard)
+    page.route("**/terms", guard)
     expect(page.locator("#key-form")).to_be_hidden()
     page.locator(".sample").nth(1).click()
     expect(page.get_by_role("alert")).to_contain_text("A key is needed.")
@@ -394,3 +396,72 @@ def test_a_key_is_asked_for_where_one_is_needed_and_never_shown(open_page: OpenP
     command = page.locator("#command").inner_text()
     assert '-H "Authorization: Bearer $KEY"' in command
     assert "secret" not in command
+
+
+def bearing(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_a_key_brings_its_clients_bounds_and_defaults(open_page: OpenPage, url: str) -> None:
+    policy = {"alpha": 0.25, "alpha_min": 0.1, "alpha_max": 0.5, "prior_strength": 0.25, "max_prior_strength": 0.5}
+    added = httpx.post(f"{url}/clients", json={"name": "shop"} | policy, headers=bearing(ADMIN_KEY))
+    key = added.json()["key"]
+    wait_until(
+        lambda: httpx.get(f"{url}/terms", headers=bearing(key)).status_code == 200, "the key is known", seconds=5
+    )
+    page = open_page(refusals=1)
+    refusal = {"code": "invalid_key", "message": "A key is needed.", "field": "Authorization", "remedy": "Send one."}
+
+    def guard(route: Any) -> None:
+        known = "authorization" in route.request.all_headers()
+        route.continue_() if known else route.fulfill(status=401, json=refusal)
+
+    page.route("**/predict?*", guard)
+    page.locator(".sample").nth(1).click()
+    page.get_by_label("Your key").fill(key)
+    page.get_by_label("Your key").press("Enter")
+    expect(page.locator("#ranking li")).to_have_count(5)
+    slider, number = page.locator("#alpha"), page.locator("#alpha-number")
+    assert (slider.get_attribute("min"), slider.get_attribute("max")) == ("0.1", "0.5")
+    assert (number.input_value(), page.locator("#prior-value").inner_text()) == ("0.25", "0.25")
+    assert page.locator("#prior").get_attribute("max") == "0.5"
+    for typed, taken in (("3", "0.5"), ("0", "0.1"), ("", "0.25"), ("2", "0.5")):
+        number.fill(typed)
+        number.press("Enter")
+        assert number.input_value() == taken
+    for strength in (0.0, 0.25, 0.5):
+        set_prior(page, strength)
+        done = subprocess.run(
+            ["bash", "-c", page.locator("#command").inner_text()],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+            env={"KEY": key, "PATH": "/usr/bin:/bin"},
+        )
+        answer = httpx.Response(200, text=done.stdout).json()["images"][0]
+        assert (answer["alpha"], answer["prior_strength"]) == (0.5, strength)
+        assert ranking(page) == as_shown(answer)
+
+
+def test_no_curve_runs_through_the_names_of_the_shares(open_page: OpenPage) -> None:
+    page = open_page()
+    alphas = [3 * step / 30 for step in range(31)]
+    rising = [min(0.44 + 0.02 * step, 0.7) for step in range(31)]
+    curves = dict.fromkeys(("overall", "many", "medium", "few"), rising) | {"balanced": rising, "few": [0.2] * 31}
+    measured = {"test_images": 500, "accuracy": {"alpha": alphas} | curves}
+    page.route("**/model/evaluation", lambda route: route.fulfill(json=measured))
+    page.reload()
+    page.locator("#accuracy .share").first.wait_for()
+    crossed = page.evaluate(
+        """() => [...document.querySelectorAll('#accuracy .share')].filter((label) => {
+            const {x, y, width, height} = label.getBBox();
+            return [...document.querySelectorAll('#accuracy .measured')].some((curve) => {
+                const steps = Array.from({length: 400}, (_, step) => (step * curve.getTotalLength()) / 399);
+                return steps.map((at) => curve.getPointAtLength(at)).some((point) =>
+                    x < point.x && point.x < x + width && y + 2 < point.y && point.y < y + height - 3);
+            });
+        }).map((label) => label.textContent)"""
+    )
+    assert crossed == []

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from service.clients import ClientPolicy
 from service.database import Database
 from service.policy_store import PolicyStore
-from service.schemas import ClientDetails, ClientsResponse, FeedbackResponse, NewKey
+from service.schemas import ClientDetails, ClientsResponse, FeedbackResponse, NewKey, TermsResponse
 from tests.service.fakes import FakeModel, picture
 from tests.service.routes.conftest import MakeClient
 from tests.service.routes.test_predict import answer, error, post
@@ -71,6 +71,20 @@ def test_the_second_knob_has_its_default_and_bound_too(served: TestClient) -> No
     assert answer(post(served, **bearing(key)))["prior_strength"] == 0.25
     assert answer(post(served, "?prior_strength=0.5", **bearing(key)))["prior_strength"] == 0.5
     assert "0 and 0.5" in error(post(served, "?prior_strength=1", **bearing(key)), 422, "invalid_parameter")["message"]
+
+
+def test_a_key_tells_its_terms(served: TestClient) -> None:
+    anyone = {"alpha": {"minimum": 0, "maximum": 3, "default": 1}}
+    assert served.get("/terms").json()["alpha"] == anyone["alpha"]
+    key = add(served, alpha=0.25, alpha_max=0.5, prior_strength=0.25, max_prior_strength=0.5)
+    known(served, key)
+    response = served.get("/terms", headers=bearing(key))
+    TermsResponse.model_validate(response.json())
+    assert response.json() == {
+        "alpha": {"minimum": 0, "maximum": 0.5, "default": 0.25},
+        "prior_strength": {"minimum": 0, "maximum": 0.5, "default": 0.25},
+    }
+    error(served.get("/terms", headers=bearing("wrong")), 401, "invalid_key")
 
 
 def test_a_stated_class_distribution_moves_the_answer(served: TestClient) -> None:
