@@ -29,6 +29,7 @@ PARTS = (
     "memory",
     "cold_start",
     "recording",
+    "overload",
     "training",
     "gpu",
     "envelopes",

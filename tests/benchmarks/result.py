@@ -46,6 +46,8 @@ class Figure:
             return "–"
         size = abs(self.value)
         digits = 0 if size >= 100 else 1 if size >= 20 else 2 if size >= 0.1 else 3
+        if self.goal and round(self.value, digits) == self.goal.bound:  # so near that people must see on which side
+            digits = 4
         return f"{self.value:,.{digits}f}{' ' * bool(self.unit)}{self.unit}"
 
     def to_json(self) -> dict[str, Any]:
