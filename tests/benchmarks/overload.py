@@ -1,8 +1,8 @@
 """Five times more than the model can do: what accepted work then gets of the peak, and how long it waits.
 
 ResNeXt-50 32x4d. The peak is the pace at which full queues are worked off, up to their last answer; then requests come
-at five times that rate, each on a connection of its own, whatever becomes of those before. Accepted work may wait for a full queue,
-for the batch that runs and for its own: (queue + 2 batches) / accepted images a second.
+at five times that rate, each on a connection of its own, whatever becomes of those before. Accepted work may wait for
+a full queue, for the batch that runs and for its own: (queue + 2 batches) / accepted images a second.
 """
 
 import asyncio
