@@ -9,17 +9,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from service.client_metrics import ClientCounts
-from service.clients import ANONYMOUS, ClientPolicy, Terms, fit
+from service.clients import ANONYMOUS, NAMELESS, OTHER, ClientPolicy, Terms, fit
 from service.errors import PolicyMismatch, RateLimited
 from service.keys import hash_key
 from service.manifest import Manifest
 from service.metrics import Metrics
 from service.policy_store import Snapshot
 from service.rates import TokenBucket
-
-OTHER = "other"
-NAMELESS = "anonymous"
-"""The labels of clients without one of their own, and of requests without a client."""
 
 
 class Caller:
@@ -73,7 +69,7 @@ class Callers:
 
     Args:
         metrics: where each client's series are.
-        max_labels: how many clients get series of their own; later ones share those of 'other'.
+        max_labels: how many clients get series of their own, the oldest first; the others share those of 'other'.
     """
 
     def __init__(self, metrics: Metrics, max_labels: int) -> None:
@@ -116,6 +112,7 @@ class Callers:
     def load(self, snapshot: Snapshot | None) -> None:
         """Take over new policies; None says that those in use are current."""
         if snapshot is not None:
+            self._label(list(snapshot.policies))
             by_name = {name: self._caller(name, policy) for name, policy in snapshot.policies.items()}
             by_key = {digest: by_name[name] for digest, name in snapshot.clients_by_key.items() if name in by_name}
             self._by_name, self._by_key = by_name, by_key
@@ -125,15 +122,26 @@ class Callers:
         """Return the client as it is known, if its policy is: what it has sent counts on."""
         known = self._by_name.get(name)
         if known is not None and known.policy == policy:
+            known.counts = self._counts(name)
             return known
         rate = policy.images_per_second
         return Caller(name, policy, self._counts(name), None if rate is None else TokenBucket(rate))
 
+    def _label(self, names: list[str]) -> None:
+        """Give series of their own to the oldest clients, the same in every process, and remove the others'."""
+        chosen = [name for name in names if name not in (OTHER, NAMELESS)][: self._max_labels]
+        for name in self._labelled.keys() - set(chosen):
+            del self._labelled[name]
+            self._metrics.clients.forget(name)
+        for name in chosen:
+            if name not in self._labelled:
+                self._labelled[name] = self._metrics.clients.of(name)
+
     def _counts(self, name: str) -> ClientCounts:
-        if name not in self._labelled and len(self._labelled) >= self._max_labels:
-            self._others = self._others or self._metrics.clients.of(OTHER)
-            return self._others
-        return self._labelled.setdefault(name, self._metrics.clients.of(name))
+        if name in self._labelled:
+            return self._labelled[name]
+        self._others = self._others or self._metrics.clients.of(OTHER)
+        return self._others
 
     def _age(self) -> float:
         return -1.0 if self.loaded_at is None else time.monotonic() - self.loaded_at

@@ -89,6 +89,19 @@ class ClientInstruments:
         """Return the series of one client, from zero."""
         return ClientCounts(self, label, self._cosines.setdefault(label, MovingMean()))
 
+    def forget(self, label: str) -> None:
+        """Remove the series of a client that has no label of its own any more."""
+        for each in (
+            self.predictions,
+            self.flips,
+            self.near_breakpoint,
+            self.alpha,
+            self.prior_strength,
+            self.feedback,
+        ):
+            each.remove_by_labels({"client": label})
+        self._cosines.pop(label, None)
+
     def _mean_cosines(self) -> dict[str, float]:
         return {label: mean.value for label, mean in list(self._cosines.items()) if mean.count}
 

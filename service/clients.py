@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from service.errors import PolicyMismatch
 from service.manifest import ManifestDraft
@@ -19,9 +19,20 @@ from service.tradeoff import Floats
 ANONYMOUS = ""
 """The name under which requests without a key are kept."""
 
+OTHER = "other"
+NAMELESS = "anonymous"
+"""The labels, in the metrics, of clients without one of their own and of requests without a client."""
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
-ClientName = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+def _is_free(name: str) -> str:
+    if name in (OTHER, NAMELESS):
+        raise ValueError(f"{name!r} stands for others in the metrics; choose another name")
+    return name
+
+
+ClientName = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_is_free)]
 AlphaSource = Literal["request", "client", "model"]
 
 _Knob = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]

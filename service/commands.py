@@ -65,7 +65,8 @@ def add(  # noqa: PLR0917 - typer needs them so
         try:
             _NAMES.validate_python(name)
         except ValidationError:
-            _refuse(f"{name!r} is no client's name; use up to 64 letters, digits, '.', '_' and '-'")
+            rule = "use up to 64 letters, digits, '.', '_' and '-', and neither 'anonymous' nor 'other'"
+            _refuse(f"{name!r} is no client's name; {rule}")
         policy = read_policy(given)
         _show_key(policies.add(name, policy, who=_who()))
         _warn_of_misfit(policy, predictions)

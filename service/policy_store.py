@@ -60,7 +60,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All policies, and which client each valid key belongs to, at one revision."""
+    """All policies, the oldest client's first, and which client each valid key belongs to, at one revision."""
 
     revision: Revision
     policies: Mapping[str, ClientPolicy]
@@ -88,7 +88,9 @@ class PolicyStore:
             revision = row.number, row.at or 0.0
             if revision == known_revision:
                 return None
-            kept = connection.execute(select(tables.clients).order_by(tables.clients.c.created_at)).all()
+            kept = connection.execute(
+                select(tables.clients).order_by(tables.clients.c.created_at, tables.clients.c.name)
+            ).all()
             valid = connection.execute(
                 select(tables.keys.c.hash, tables.keys.c.client).where(tables.keys.c.revoked_at.is_(None))
             ).all()

@@ -265,7 +265,8 @@ def _name(value: object) -> str:
         return _NAMES.validate_python(value)
     except ValidationError as error:
         raise InvalidParameter(
-            "A client needs a name of up to 64 letters, digits, '.', '_' and '-', the first a letter or a digit.",
+            "A client needs a name of up to 64 letters, digits, '.', '_' and '-', the first a letter or a digit; "
+            "'anonymous' and 'other' stand for others in the metrics.",
             field="name",
             value=value if isinstance(value, str) else None,
             remedy="Send another name.",

@@ -83,6 +83,8 @@ def test_a_policy_that_does_not_fit_the_model_served_last_is_kept_with_a_warning
     ("words", "message"),
     [
         (("clients", "add", "a b"), "is no client's name"),
+        (("clients", "add", "other"), "is no client's name"),
+        (("clients", "add", "anonymous"), "neither 'anonymous' nor 'other'"),
         (("clients", "add", "shop", "--alpha", "3", "--alpha-max", "1"), "alpha_min <= alpha <= alpha_max"),
         (("clients", "set", "gone", "--alpha", "1"), "There is no client of this name. Given: 'gone'."),
         (("clients", "rotate", "gone"), "There is no client of this name"),

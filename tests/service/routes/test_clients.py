@@ -163,7 +163,7 @@ def test_a_removed_client_is_nobody(served: TestClient) -> None:
 def test_names_are_checked_and_unique(served: TestClient) -> None:
     add(served)
     error(served.post("/clients", json={"name": "shop"}, headers=ADMIN), 409, "client_exists")
-    for name in ("", "a b", "../x", "-x", 5, None, "x" * 65):
+    for name in ("", "a b", "../x", "-x", 5, None, "x" * 65, "anonymous", "other"):
         assert error(served.post("/clients", json={"name": name}, headers=ADMIN), 422, "invalid_parameter")["field"]
     error(served.post("/clients", content=b"{", headers=ADMIN), 400, "invalid_body")
     error(served.post("/clients", content=b"[]", headers=ADMIN), 400, "invalid_body")
@@ -229,6 +229,39 @@ def test_clients_have_series_of_their_own_up_to_a_number(make_client: MakeClient
     assert clients == {"anonymous", "first", "other"}
     assert 'evenkeel_client_flips_total{client="other"} 2.0' in metrics or 'client="other"} 3.0' in metrics
     assert 'evenkeel_client_near_breakpoint_total{client="first"} 1.0' in metrics
+
+
+def labels_shown(served: TestClient) -> set[str]:
+    lines = served.get("/metrics").text.splitlines()
+    return {line.split('client="')[1].split('"')[0] for line in lines if 'client="' in line}
+
+
+def test_a_removed_clients_series_go_and_its_label_is_the_next_oldest_ones(make_client: MakeClient, url: str) -> None:
+    served = make_client(database_url=url, admin_key="operator", max_client_labels=2)
+    keys = {name: add(served, name) for name in ("first", "second", "third", "fourth")}
+    known(served, keys["fourth"])
+    for key in keys.values():
+        assert post(served, **bearing(key)).status_code == 200
+    assert labels_shown(served) == {"anonymous", "first", "second", "other"}
+    assert served.delete("/clients/first", headers=ADMIN).status_code == 204
+    until(lambda: labels_shown(served) == {"anonymous", "second", "third", "other"})
+    assert post(served, **bearing(keys["third"])).status_code == 200
+    metrics = served.get("/metrics").text
+    assert 'evenkeel_client_alpha_count{client="second"} 1.0' in metrics
+    assert 'evenkeel_client_alpha_count{client="third"} 1.0' in metrics
+    assert 'evenkeel_client_alpha_count{client="other"} 3.0' in metrics
+
+
+def test_which_clients_have_series_is_the_same_in_every_process(make_client: MakeClient, url: str) -> None:
+    served = make_client(database_url=url, admin_key="operator", max_client_labels=1)
+    keys = {name: add(served, name) for name in ("b", "a")}
+    known(served, keys["a"])
+    served.delete("/clients/b", headers=ADMIN)
+    add(served, "b")
+    until(lambda: labels_shown(served) == {"anonymous", "a", "other"})
+    later = make_client(database_url=url, admin_key="operator", max_client_labels=1)
+    known(later, keys["a"])
+    assert labels_shown(later) == {"anonymous", "a", "other"}
 
 
 def label(served: TestClient, content: Any, **headers: str) -> dict[str, Any]:
