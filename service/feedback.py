@@ -1,14 +1,19 @@
 """From labels that clients send to rows that are durable: which are accepted, and what is wrong with the others.
 
-It knows neither HTTP nor SQL.
+What asks the database runs in the threads of an executor; what waits, waits on the event loop. It knows neither HTTP nor SQL.
 """
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from service.callers import Callers
+from service.errors import RateLimited
 from service.manifest import ManifestDraft
 from service.prediction_store import PredictionStore, Served
 from service.recorder import Recorder, noted_at
@@ -16,7 +21,14 @@ from service.recorder import Recorder, noted_at
 _FRESH = 3.0
 """Seconds after a prediction in which another process may not have written it yet."""
 
-_PAUSE = 0.2
+_PAUSE = 0.1
+"""Seconds before the second look for such a prediction; each later pause is twice as long."""
+
+_MOST_WAITING = 32
+_MOST_WAITING_OF_A_CLIENT = 4
+"""Requests that may wait for such predictions at once."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +64,30 @@ class Feedback:
         store: where predictions and labels are.
         recorder: what this process has noted and perhaps not written.
         callers: whose counts to raise.
+        executor: what runs whatever asks the database.
     """
 
-    def __init__(self, store: PredictionStore, recorder: Recorder, callers: Callers) -> None:
-        self._store, self._recorder, self._callers = store, recorder, callers
+    def __init__(self, store: PredictionStore, recorder: Recorder, callers: Callers, executor: Executor) -> None:
+        self._store, self._recorder, self._callers, self._executor = store, recorder, callers, executor
         self._models: dict[str, tuple[ManifestDraft, dict[str, int]]] = {}
+        self._waiting: Counter[str | None] = Counter()
 
-    def accept(self, labels: Sequence[Label], client: str | None) -> Receipt:
+    async def accept(self, labels: Sequence[Label], client: str | None) -> Receipt:
         """Keep the labels of this client's predictions (None: anyone's); what is accepted is durable on return.
 
         Raises:
             StoreUnavailable: the database is away, and nothing was accepted.
+            RateLimited: some predictions are too new to be told from unknown ones, and too many requests wait for
+                such already; nothing was accepted.
         """
-        found = self._find({label.prediction for label in labels}, client)
+        ids = {label.prediction for label in labels}
+        found = await self._blocking(lambda: self._find(ids, client))
+        if _fresh(ids - found.keys()):
+            with self._place_to_wait(client):
+                await self._wait(ids, found, client)
+        return await self._blocking(lambda: self._keep(labels, found))
+
+    def _keep(self, labels: Sequence[Label], found: dict[str, Served]) -> Receipt:
         receipt = Receipt()
         truths: dict[str, int] = {}
         for position, label in enumerate(labels):
@@ -89,10 +112,35 @@ class Feedback:
         if missing:
             self._recorder.flush()
             found |= self._store.find(sorted(missing), client)
-        while fresh := [each for each in ids - found.keys() if _is_fresh(each)]:
-            time.sleep(_PAUSE)
-            found |= self._store.find(sorted(fresh), client)
         return found
+
+    async def _wait(self, ids: set[str], found: dict[str, Served], client: str | None) -> None:
+        """Look again, now and then, for what another process may be about to write, and add it to what was found."""
+        pause = _PAUSE
+        while fresh := _fresh(ids - found.keys()):
+            await asyncio.sleep(pause)
+            pause *= 2
+            found |= await self._blocking(lambda fresh=fresh: self._store.find(fresh, client))  # type: ignore[misc]
+
+    @contextmanager
+    def _place_to_wait(self, client: str | None) -> Iterator[None]:
+        if self._waiting.total() >= _MOST_WAITING or self._waiting[client] >= _MOST_WAITING_OF_A_CLIENT:
+            raise RateLimited(
+                "Some of these predictions are unknown and new: they may not be written yet, and too many requests "
+                "wait for such already.",
+                field="prediction_id",
+                remedy="Send the labels again after the seconds that Retry-After says.",
+                retry_after=int(_FRESH),
+            )
+        self._waiting[client] += 1
+        try:
+            yield
+        finally:
+            self._waiting[client] -= 1
+            self._waiting += Counter()  # forgets those of whom none waits
+
+    async def _blocking(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def _index(self, model: str, label: str | int) -> int | None:
         if model not in self._models:
@@ -112,6 +160,8 @@ class Feedback:
             caller.counts.observe_label(group, right=truth == served.winner)
 
 
-def _is_fresh(identifier: str) -> bool:
-    made = noted_at(identifier)
-    return made is not None and 0 <= time.time() - made < _FRESH
+def _fresh(ids: set[str]) -> list[str]:
+    """Return those, sorted, that look as if they were made just now."""
+    now = time.time()
+    made = {each: noted_at(each) for each in ids}
+    return sorted(each for each, at in made.items() if at is not None and 0 <= now - at < _FRESH)

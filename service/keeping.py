@@ -32,7 +32,8 @@ class Keeping:
     Attributes:
         callers: who may ask, as last read.
         recorder: where predictions are noted.
-        policies, predictions, feedback: what blocks; for the threads of `executor`.
+        policies, predictions: what blocks; for the threads of `executor`, which clients' labels do not keep busy.
+        feedback: accepts labels, in threads of its own.
     """
 
     def __init__(self, settings: Settings, manifest: Manifest, metrics: Metrics) -> None:
@@ -50,7 +51,8 @@ class Keeping:
             max_waiting=settings.store_buffer,
             max_prior_strength=settings.max_prior_strength,
         )
-        self.feedback = Feedback(self.predictions, self.recorder, self.callers)
+        self._feedback_executor = ThreadPoolExecutor(4, thread_name_prefix="feedback")
+        self.feedback = Feedback(self.predictions, self.recorder, self.callers, self._feedback_executor)
         self.recommendations = Recommendations(
             self.policies,
             self.predictions,
@@ -62,7 +64,7 @@ class Keeping:
         metrics.clients.current_alpha.set_function(
             lambda: self.callers.alphas(self._manifest, settings.max_prior_strength)
         )
-        self.executor = ThreadPoolExecutor(4, thread_name_prefix="store")
+        self.executor = ThreadPoolExecutor(2, thread_name_prefix="policies")
         self._revision = UNREAD
         self._prepared_for: tuple[str, int] | None = None
         self._threads = [
@@ -85,7 +87,8 @@ class Keeping:
             thread.stop(timeout)
         if self._prepared:
             self._threads[1].once()
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self.executor, self._feedback_executor):
+            executor.shutdown(wait=False, cancel_futures=True)
         self.database.close()
 
     def refresh(self) -> None:

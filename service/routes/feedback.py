@@ -1,6 +1,5 @@
 """`POST /feedback`: the true classes of predictions, late and repeatedly. Answers once they are durable."""
 
-import asyncio
 from typing import Any
 
 import orjson
@@ -57,7 +56,7 @@ _BODY: dict[str, Any] = {
     summary="Say what predictions should have been",
     description=_DESCRIPTION,
     response_model=FeedbackResponse,
-    responses=documented(400, 401, 408, 413, 422, 503),
+    responses=documented(400, 401, 408, 413, 422, 429, 503),
     openapi_extra=_BODY,
 )
 async def feedback(request: Request) -> Response:
@@ -65,8 +64,7 @@ async def feedback(request: Request) -> Response:
     service = service_of(request)
     client = None if is_admin(request, service) else caller_of(request, service).name
     labels = _read(await read_body(request, service.settings))
-    keeping, loop = service.keeping, asyncio.get_running_loop()
-    receipt = await loop.run_in_executor(keeping.executor, keeping.feedback.accept, labels, client)
+    receipt = await service.keeping.feedback.accept(labels, client)
     refused = [
         {
             "position": each.position,

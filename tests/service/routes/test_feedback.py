@@ -1,10 +1,13 @@
 """`POST /feedback` where something is in its way: a database that is lost, and labels of what never was."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from service.prediction_store import KeptPrediction
 from tests.service.routes.conftest import MakeClient
 from tests.service.routes.test_clients import ADMIN, add, known, until
 from tests.service.routes.test_predict import answer, error, post
@@ -40,3 +43,41 @@ def test_when_the_file_is_removed_nothing_is_acknowledged_that_is_lost_and_the_s
     after = {"prediction_id": answer(post(served))["prediction_id"], "label": 0}
     assert served.post("/feedback", json=after).json()["accepted"] == 1
     assert "evenkeel_store_up 1.0" in served.get("/metrics").text
+
+
+def made_up(number: int) -> dict[str, str | int]:
+    """A label of a prediction that looks as if it were made just now, and never was."""
+    return {"prediction_id": f"{int(time.time() * 1000):012x}{number:014x}", "label": 0}
+
+
+def test_labels_of_new_predictions_that_never_were_hold_nobody_up(served: TestClient) -> None:
+    key = add(served)
+    known(served, key)
+    own = {"prediction_id": answer(post(served, Authorization=f"Bearer {key}"))["prediction_id"], "label": 0}
+    with ThreadPoolExecutor(12) as pool:
+        waiting = [pool.submit(served.post, "/feedback", json=made_up(number)) for number in range(12)]
+        until(lambda: sum(each.done() for each in waiting) == 8)
+        assert served.get("/clients", headers=ADMIN).status_code == 200
+        accepted = served.post("/feedback", json=own, headers={"Authorization": f"Bearer {key}"})
+        assert accepted.json()["accepted"] == 1
+        assert sum(each.done() for each in waiting) == 8
+        answers = [each.result() for each in waiting]
+    limited = [each for each in answers if each.status_code == 429]
+    assert len(limited) == 8
+    error(limited[0], 429, "rate_limited")
+    assert limited[0].headers["Retry-After"] == "3"
+    refused = [each.json()["refused"][0]["code"] for each in answers if each.status_code == 200]
+    assert refused == ["unknown_prediction"] * 4
+    assert served.post("/feedback", json=own, headers=ADMIN).json()["accepted"] == 1
+
+
+def test_a_prediction_that_another_process_has_not_written_yet_is_waited_for(served: TestClient) -> None:
+    keeping = served.app.state.service.keeping  # type: ignore[attr-defined]
+    late = f"{int(time.time() * 1000):012x}{0:014x}"
+    row = KeptPrediction(late, "", keeping._manifest.version, time.time(), 1.0, 0.0, 4.0, "", 0, bytes(10))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(served.post, "/feedback", json={"prediction_id": late, "label": 0})
+        time.sleep(0.3)
+        assert not waiting.done()
+        keeping.predictions.write([row])
+        assert waiting.result().json() == {"accepted": 1, "refused": []}
