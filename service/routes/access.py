@@ -15,7 +15,7 @@ def caller_of(request: Request, service: Service) -> Caller:
     """Return whose key the request bears; without one, the anonymous client, where there may be one.
 
     Raises:
-        InvalidKey: there is no key where one is needed, or it is unknown or revoked.
+        InvalidKey: there is no key where one is needed, it is unknown or revoked, or the header is of another form.
         StoreUnavailable: no keys were ever read.
     """
     key = bearer(request)
@@ -59,7 +59,11 @@ def take(caller: Caller, images: int, service: Service) -> None:
 
 
 def is_admin(request: Request, service: Service) -> bool:
-    """Return whether the request bears the operator's key."""
+    """Return whether the request bears the operator's key.
+
+    Raises:
+        InvalidKey: its Authorization is of another form.
+    """
     key, expected = bearer(request), service.settings.admin_key
     return key is not None and expected is not None and matches(key, expected.get_secret_value())
 
@@ -69,6 +73,7 @@ def admit_admin(request: Request, service: Service) -> None:
 
     Raises:
         AdminOnly: it is someone else, or there is no operator's key.
+        InvalidKey: the request's Authorization is of another form.
     """
     if service.settings.admin_key is None:
         raise AdminOnly(
@@ -84,9 +89,15 @@ def admit_admin(request: Request, service: Service) -> None:
 
 
 def bearer(request: Request) -> str | None:
-    """Return the bearer token of the request; another scheme says nothing to this service."""
+    """Return the bearer token of the request; None: it has no Authorization at all.
+
+    Raises:
+        InvalidKey: it has one of another form, whose sender would take itself for known.
+    """
     header = request.headers.get("authorization")
     if header is None:
         return None
-    scheme, _, token = header.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
+    scheme, _, token = header.strip().partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise InvalidKey("The header Authorization holds no bearer token.", field="Authorization", remedy=_REMEDY)
+    return token.strip()

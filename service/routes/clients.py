@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 _NAME = {
     "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
 }
-_REFUSALS = documented(400, 403, 404, 409, 413, 422, 503)
+_REFUSALS = documented(400, 401, 403, 404, 409, 413, 422, 503)
 
 
 def _takes(model: type[ClientPolicy]) -> dict[str, Any]:
