@@ -200,14 +200,14 @@ class FeedbackRefusal(_Closed):
     """A label that was not accepted: where it stood in the request, and why."""
 
     position: int
-    prediction_id: str
-    label: str | int
-    code: Literal["unknown_prediction", "unknown_label"]
+    prediction_id: str | None = Field(description="null where it could not be read, as label")
+    label: str | int | None
+    code: Literal["unknown_prediction", "unknown_label", "malformed"]
     message: str
 
 
 class FeedbackResponse(_Closed):
-    """How many labels are kept now, and which are not."""
+    """How many labels were accepted, of one prediction the last being kept, and which were not."""
 
     accepted: int
     refused: list[FeedbackRefusal]

@@ -1,5 +1,6 @@
 """`POST /feedback`: the true classes of predictions, late and repeatedly. Answers once they are durable."""
 
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -8,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import InvalidBody
+from service.errors import InvalidBody, InvalidParameter
 from service.feedback import Label
 from service.routes.access import caller_of, is_admin
 from service.routes.context import PlainRoute, service_of
@@ -20,11 +21,12 @@ router = APIRouter(route_class=PlainRoute)
 
 MOST_LABELS = 1000
 
-_ITEMS = TypeAdapter(list[FeedbackItem])
+_ITEM = TypeAdapter(FeedbackItem)
 
 _DESCRIPTION = f"""\
 Send one object or a list of up to {MOST_LABELS}. `label` is the class by name or by index; a later label of the same
-prediction replaces the earlier. Labels that are not accepted are named one by one; the others are kept. The answer
+prediction replaces the earlier, in one request too: `accepted` counts both, the last is kept. Labels that are not
+accepted are named one by one, those of another form (`malformed`) too unless all are; the others are kept. The answer
 comes once they are durable: 503 means that none of them was kept.
 """
 
@@ -63,11 +65,12 @@ async def feedback(request: Request) -> Response:
     """Keep the labels and answer which."""
     service = service_of(request)
     client = None if is_admin(request, service) else caller_of(request, service).name
-    labels = _read(await read_body(request, service.settings))
-    receipt = await service.keeping.feedback.accept(labels, client)
-    refused = [
+    labels, malformed = _read(await read_body(request, service.settings))
+    positions = list(labels)
+    receipt = await service.keeping.feedback.accept(list(labels.values()), client)
+    refused = malformed + [
         {
-            "position": each.position,
+            "position": positions[each.position],
             "prediction_id": each.label.prediction,
             "label": each.label.label,
             "code": each.code,
@@ -75,18 +78,22 @@ async def feedback(request: Request) -> Response:
         }
         for each in receipt.refused
     ]
+    refused.sort(key=itemgetter("position"))
     return Response(orjson.dumps({"accepted": receipt.accepted, "refused": refused}), media_type="application/json")
 
 
-def _read(body: bytes) -> list[Label]:
+def _read(body: bytes) -> tuple[dict[int, Label], list[dict[str, Any]]]:
+    """Return the labels by their position, and the refusals of those that are of another form.
+
+    Raises:
+        InvalidBody: it is no JSON, or holds none or too many.
+        InvalidParameter: not one of them is a label.
+    """
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidBody(f"The body is not JSON: {error}.", field="body", remedy="Send what the docs show.") from error
-    try:
-        items = _ITEMS.validate_python(content if isinstance(content, list) else [content])
-    except ValidationError as error:
-        raise off_the_schema(error) from error
+    items = content if isinstance(content, list) else [content]
     if not 1 <= len(items) <= MOST_LABELS:
         raise InvalidBody(
             f"The body must hold from 1 to {MOST_LABELS} labels.",
@@ -94,4 +101,33 @@ def _read(body: bytes) -> list[Label]:
             value=len(items),
             remedy="Send them in several requests.",
         )
-    return [Label(item.prediction_id, item.label) for item in items]
+    labels, malformed = {}, []
+    for position, item in enumerate(items):
+        try:
+            read = _ITEM.validate_python(item)
+            labels[position] = Label(read.prediction_id, read.label)
+        except ValidationError as error:
+            reason = off_the_schema(error)
+            if len(items) == 1:
+                raise reason from error
+            malformed.append(_malformed(position, item, reason.message))
+    if not labels:
+        raise InvalidParameter(
+            "Not one of these is a label.",
+            field="body",
+            remedy=f"The first: {malformed[0]['message']} Send what the docs show.",
+        )
+    return labels, malformed
+
+
+def _malformed(position: int, item: object, message: str) -> dict[str, Any]:
+    """Return the refusal of one that is no label, with what can be shown of it."""
+    given = item if isinstance(item, dict) else {}
+    prediction, label = given.get("prediction_id"), given.get("label")
+    return {
+        "position": position,
+        "prediction_id": prediction[:64] if isinstance(prediction, str) else None,
+        "label": label[:200] if isinstance(label, str) else label if type(label) is int else None,
+        "code": "malformed",
+        "message": message,
+    }

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from service import tables
 from service.clients import ClientPolicy
 from service.database import Database
 from service.policy_store import PolicyStore
@@ -307,6 +309,40 @@ def test_unknown_predictions_and_labels_are_named_one_by_one(served: TestClient)
         (1, "cat", "unknown_label"),
         (2, 5, "unknown_label"),
     ]
+
+
+def test_one_that_is_no_label_does_not_refuse_the_others(served: TestClient) -> None:
+    first, second = (answer(post(served))["prediction_id"] for _ in range(2))
+    content = [
+        {"prediction_id": first, "label": 1.5},
+        {"prediction_id": first, "label": "class 2"},
+        7,
+        {"prediction_id": "nonsense", "label": 0},
+        {"prediction_id": 5, "label": True},
+        {"prediction_id": second, "label": 3, "colour": "red"},
+        {"prediction_id": second, "label": 3},
+    ]
+    body = label(served, content)
+    assert body["accepted"] == 2
+    assert [(each["position"], each["prediction_id"], each["label"], each["code"]) for each in body["refused"]] == [
+        (0, first, None, "malformed"),
+        (2, None, None, "malformed"),
+        (3, "nonsense", 0, "unknown_prediction"),
+        (4, None, None, "malformed"),
+        (5, second, 3, "malformed"),
+    ]
+    assert "colour" in body["refused"][-1]["message"]
+    assert error(served.post("/feedback", json=[7, 8]), 422, "invalid_parameter")["remedy"].startswith("The first: ")
+
+
+def test_of_two_labels_of_one_prediction_the_last_is_kept(served: TestClient, url: str) -> None:
+    identifier = answer(post(served))["prediction_id"]
+    both = [{"prediction_id": identifier, "label": truth} for truth in (0, 3)]
+    assert label(served, both) == {"accepted": 2, "refused": []}
+    database = Database(url)
+    with database.reading() as connection:
+        assert connection.execute(select(tables.labels.c.label)).scalars().all() == [3]
+    database.close()
 
 
 def test_a_client_labels_its_own_predictions_and_the_operator_anyones(served: TestClient) -> None:
