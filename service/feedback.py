@@ -1,6 +1,7 @@
 """From labels that clients send to rows that are durable: which are accepted, and what is wrong with the others.
 
-What asks the database runs in the threads of an executor; what waits, waits on the event loop. It knows neither HTTP nor SQL.
+What asks the database runs in the threads of an executor; what waits, waits on the event loop.
+It knows neither HTTP nor SQL.
 """
 
 import asyncio

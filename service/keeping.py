@@ -129,4 +129,8 @@ class Keeping:
 
     def _prune(self) -> None:
         if self._prepared:
-            self.predictions.prune(max_age=self._settings.kept_days * _DAY, max_count=self._settings.kept_predictions)
+            self.predictions.prune(
+                max_age=self._settings.kept_days * _DAY,
+                max_unlabelled=self._settings.kept_predictions,
+                max_labelled=self._settings.kept_labels,
+            )

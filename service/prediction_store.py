@@ -1,12 +1,12 @@
 """Kept predictions and their labels, in the database. It knows neither the model's run nor HTTP."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, delete, func, select
+from sqlalchemy import ColumnElement, Connection, Select, delete, exists, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from service import tables
@@ -150,16 +150,53 @@ class PredictionStore:
         with self._database.reading() as connection:
             return {row.client: LabelCount(row.labels, row.newest) for row in connection.execute(query)}
 
-    def prune(self, *, max_age: float, max_count: int) -> int:
-        """Forget the oldest predictions with their labels, beyond an age in seconds and a number; return how many."""
+    def prune(self, *, max_age: float, max_unlabelled: int, max_labelled: int) -> None:
+        """Forget the oldest predictions, with their labels.
+
+        Clients do not cost each other what they need: whoever has no more than a fair share keeps all of it, and a
+        label is never given up for a prediction without one. A second call changes nothing, in this process or another.
+
+        Args:
+            max_age: seconds after which any is forgotten.
+            max_unlabelled: how many without a label are kept of all clients together, in fair shares.
+            max_labelled: how many with a label are kept of each client.
+        """
+        kept, labels = tables.predictions, tables.labels
+        has_label = exists().where(labels.c.prediction == kept.c.id)
+        with self._database.writing() as connection:
+            connection.execute(delete(kept).where(kept.c.at < self._now() - max_age))
+        labelled = {client: each.labels for client, each in self.label_counts().items()}
+        with self._database.reading() as connection:
+            query = select(kept.c.client, func.count().label("kept")).group_by(kept.c.client)
+            unlabelled = {row.client: row.kept - labelled.get(row.client, 0) for row in connection.execute(query)}
+        share = fair_share(unlabelled.values(), max_unlabelled)
+        for counts, most, which in ((unlabelled, share, ~has_label), (labelled, max_labelled, has_label)):
+            for client, count in counts.items():
+                if count > most:
+                    self._keep_newest(most, which & (kept.c.client == client))
+
+    def _keep_newest(self, most: int, which: ColumnElement[bool]) -> None:
         kept = tables.predictions
         with self._database.writing() as connection:
-            old = connection.execute(delete(kept).where(kept.c.at < self._now() - max_age)).rowcount
-            excess = connection.execute(select(func.count()).select_from(kept)).scalar_one() - max_count
-            if excess <= 0:
-                return int(old)
-            oldest = select(kept.c.id).order_by(kept.c.at).limit(excess)
-            return int(old + connection.execute(delete(kept).where(kept.c.id.in_(oldest))).rowcount)
+            query = select(kept.c.at).where(which).order_by(kept.c.at.desc()).offset(most).limit(1)
+            newest_to_go = connection.execute(query).scalar_one_or_none()
+            if newest_to_go is not None:
+                connection.execute(delete(kept).where(which, kept.c.at <= newest_to_go))
+
+
+def fair_share(counts: Iterable[int], most: int) -> int:
+    """Return the largest share such that what counts leave of it, min(count, share), is at most so much in all.
+
+    >>> fair_share([10, 500, 900], 600)  # 10 + 295 + 295
+    295
+    """
+    left, ascending = most, sorted(counts)
+    for position, count in enumerate(ascending):
+        share = left // (len(ascending) - position)
+        if count > share:
+            return share
+        left -= count
+    return most
 
 
 def _insert_rows(connection: Connection, rows: Sequence[KeptPrediction]) -> None:

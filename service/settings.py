@@ -77,7 +77,14 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="most predictions a second that are kept on average, ten thousand at once; beyond: a sample",
     )
-    kept_predictions: int = Field(200_000, ge=0, description="most predictions that are kept; the oldest go first")
+    kept_predictions: int = Field(
+        200_000,
+        ge=0,
+        description="most predictions without a label that are kept, fairly shared by clients; the oldest go first",
+    )
+    kept_labels: int = Field(
+        20_000, ge=1, description="most predictions with a label that are kept of each client; the oldest go first"
+    )
     kept_days: float = Field(
         30.0, gt=0, le=36_500, allow_inf_nan=False, description="days after which a kept prediction is forgotten"
     )

@@ -188,15 +188,29 @@ def test_a_removed_client_leaves_no_prediction_or_label(database: Database, poli
     assert store.labelled("shop", model="m" * 16, target="", limit=1) == []
 
 
-def test_old_and_superfluous_predictions_are_forgotten_with_their_labels(database: Database) -> None:
+def test_old_predictions_are_forgotten_with_their_labels(database: Database) -> None:
     store = PredictionStore(database, clock=lambda: 100.0)
     store.write([prediction(number, at=number * 10.0) for number in range(10)])
     store.label({prediction(0).id: 1, prediction(9).id: 1})
-    assert store.prune(max_age=75, max_count=100) == 3
-    assert store.prune(max_age=75, max_count=4) == 3
+    store.prune(max_age=75, max_unlabelled=100, max_labelled=100)
     kept = store.find([prediction(number).id for number in range(10)], None)
-    assert sorted(kept) == [prediction(number).id for number in range(6, 10)]
-    assert len(store.labelled("shop", model="m" * 16, target="", limit=10)) == 1
+    assert sorted(kept) == [prediction(number).id for number in range(3, 10)]
+    assert store.label_counts()["shop"].labels == 1
+
+
+def test_one_clients_predictions_cost_no_other_client_what_it_has(database: Database) -> None:
+    store = PredictionStore(database, clock=lambda: 100.0)
+    store.write([prediction(number, at=number) for number in range(5)])
+    store.write([prediction(number, "busy", at=number) for number in range(5, 10)])
+    store.write([prediction(number, "", at=number) for number in range(10, 90)])
+    store.label({prediction(number).id: 1 for number in (0, 1, 10, 11, 12)})
+    ids = [prediction(number).id for number in range(90)]
+    for _ in range(2):  # the second time there is nothing to do
+        store.prune(max_age=200, max_unlabelled=10, max_labelled=2)
+        assert [int(each, 16) for each in sorted(store.find(ids, "shop"))] == [0, 1, 2, 3, 4]
+        assert [int(each, 16) for each in sorted(store.find(ids, "busy"))] == [7, 8, 9]
+        assert [int(each, 16) for each in sorted(store.find(ids, ""))] == [11, 12, 87, 88, 89]
+    assert {name: each.labels for name, each in store.label_counts().items()} == {"shop": 2, "": 2}
 
 
 def test_a_model_is_remembered_by_its_version(database: Database) -> None:
