@@ -3,16 +3,20 @@
 The server under it (uvicorn) closes connections that are idle, and the routes bound the time of a body and of an
 answer; the rest is bounded here. A head must come within the time that a request has, and within `HEAD_BYTES`. What
 comes of a body after its answer is read and dropped for as long, so that the answer is not lost. A client that takes
-nothing of its answer for as long is cut off. What is no HTTP gets the same form of error as everything else.
+nothing of its answer for as long is cut off. Of requests sent one behind the other a few are taken ahead, and no more
+is read until those are answered. What is no HTTP gets the same form of error as everything else; an upgrade to another
+protocol is passed over.
 
 Nothing is timed for each request: the server looks at all connections each second. It knows no route.
 
-Source: RFC 9112 (HTTP/1.1), 9.5 and 9.6; RFC 6585, 5.
+Source: RFC 9112 (HTTP/1.1), 3.2, 9.3.2, 9.5 and 9.6; RFC 9110, 7.8; RFC 6585, 5.
 """
 
+import asyncio
 from typing import TYPE_CHECKING, cast
 
 import orjson
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service import security_headers
@@ -30,6 +34,23 @@ HEAD_BYTES = 65_536
 _OVERHEAD_OF_A_BYTE = 8
 """Bytes that may come with each byte of a body: one by one in chunks they take six."""
 
+MOST_AHEAD = 16
+"""So many requests behind the one under way, and no further bytes are parsed."""
+
+_SLICE = 4096
+"""Bytes parsed at a time: what they hold may go beyond `MOST_AHEAD`."""
+
+
+class _Flow(FlowControl):
+    """Goes on reading only when nothing that was read waits to be parsed."""
+
+    held = b""
+
+    def resume_reading(self) -> None:
+        """Read, unless something waits."""
+        if not self.held:
+            super().resume_reading()
+
 
 class Connection(OneWriteProtocol):
     """A client's connection."""
@@ -39,8 +60,15 @@ class Connection(OneWriteProtocol):
     _since = 0.0
     _running: RequestResponseCycle | None = None  # of requests sent one behind the other `cycle` is the last
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin a connection."""
+        super().connection_made(transport)
+        self.flow: _Flow = _Flow(self.transport)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the request under way that its client has left, also where others wait behind it."""
+        """Tell the request under way that its client has left; those that wait behind it are dropped."""
+        self.flow.held = b""
+        self.pipeline.clear()
         if self._running is not None:
             self._running.disconnected = not self._running.response_complete
             self._running.message_event.set()
@@ -51,7 +79,26 @@ class Connection(OneWriteProtocol):
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come."""
+        """Take what has come; hold back what lies behind more requests than are taken ahead."""
+        data = self.flow.held + data
+        for start in range(0, len(data), _SLICE):
+            if start and self.transport.is_closing():
+                break
+            if len(self.pipeline) >= MOST_AHEAD:
+                self.flow.held = data[start:]
+                self.flow.pause_reading()
+                return
+            self._take(data[start : start + _SLICE])
+        self.flow.held = b""
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, and with what was held back once none waits."""
+        super().on_response_complete()
+        if self.flow.held and not self.pipeline and not self.transport.is_closing():
+            self.data_received(b"")
+            self.flow.resume_reading()
+
+    def _take(self, data: bytes) -> None:
         self._overhead += len(data)
         super().data_received(data)
         if self._overhead > HEAD_BYTES and not self.transport.is_closing():

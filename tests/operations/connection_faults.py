@@ -174,6 +174,27 @@ async def stalling_readers(tried: Try) -> str:
         return CUT if raw.count(b"HTTP/1.1 200") < asked else "waited for"
 
 
+@fault("requests without end whose answers nobody takes", "cut off after what buffers hold")
+async def endless_requests(tried: Try) -> str:
+    """Send small requests one behind the other until cut off; see how much was taken of them."""
+    loop, sent, most = asyncio.get_running_loop(), 0, 40 << 20  # buffers of the system take some megabytes
+    questions = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", tried.port))
+        try:
+            async with asyncio.timeout(LONGEST):
+                while sent < most:
+                    await loop.sock_sendall(client, questions)
+                    sent += len(questions)
+        except TimeoutError:
+            return "never ended"
+        except OSError:
+            return "cut off after what buffers hold"
+    return "taken"
+
+
 FAULTS = [
     slow_heads,
     silence,
@@ -190,4 +211,5 @@ FAULTS = [
     half_closed,
     leaving,
     stalling_readers,
+    endless_requests,
 ]

@@ -1,0 +1,93 @@
+"""What a connection may cost, and what HTTP asks of it, over a real socket; when the app answers, the test says."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+import uvicorn
+from starlette.datastructures import State
+from starlette.types import Receive, Scope, Send
+
+from service.app import create_app
+from service.connections import MOST_AHEAD, Connection
+from service.settings import Settings
+from tests.service.fakes import FakeModel
+
+GET = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@dataclass
+class Served:
+    """A server whose app waits for `open` and then tells the path and the body that it was asked with."""
+
+    server: uvicorn.Server = field(init=False)
+    port: int = 0
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    state: State = field(default_factory=lambda: create_app(Settings(), FakeModel()).state)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.open.wait()
+        body, more = b"", scope["method"] == "POST"
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        told = json.dumps([scope["path"], body.decode()]).encode() + b"\n"
+        headers = [(b"content-length", b"%d" % len(told))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": told})
+
+    async def ask(self, *requests: bytes) -> bytes:
+        """Send the requests at once, and one more that ends the connection; return all that came."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(b"".join(requests) + b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        try:
+            return await asyncio.wait_for(reader.read(-1), 10)
+        finally:
+            writer.close()
+
+    def connection(self) -> Connection:
+        (connection,) = self.server.server_state.connections
+        assert isinstance(connection, Connection)
+        return connection
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    served, listening = Served(), socket.create_server(("127.0.0.1", 0))
+    served.server = uvicorn.Server(
+        uvicorn.Config(served, http=Connection, lifespan="off", log_config=None, ws="none", proxy_headers=False)
+    )
+    served.port = listening.getsockname()[1]
+    task = asyncio.create_task(served.server.serve([listening]))
+    while not served.server.started:  # noqa: ASYNC110 - it tells by this alone
+        await asyncio.sleep(0.01)
+    yield served
+    served.open.set()
+    served.server.should_exit = True
+    await task
+
+
+def told(answers: bytes) -> list[list[str]]:
+    return [json.loads(line) for line in answers.splitlines() if line.startswith(b"[")]
+
+
+async def test_requests_sent_ahead_wait_outside_and_all_are_answered_in_order(served: Served) -> None:
+    count = 20_000
+    asking = asyncio.create_task(served.ask(*(GET % number for number in range(count))))
+    await asyncio.sleep(0.3)
+    connection = served.connection()
+    assert MOST_AHEAD <= len(connection.pipeline) < 10 * MOST_AHEAD
+    served.open.set()
+    assert [path for path, _ in told(await asking)] == [*(f"/{number}" for number in range(count)), "/last"]
+
+
+async def test_bodies_of_requests_sent_ahead_arrive_whole(served: Served) -> None:
+    bodies = [str(number).encode() * 900 for number in range(100)]
+    head = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    served.open.set()
+    answers = await served.ask(*(head % len(body) + body for body in bodies))
+    assert [body.encode() for _, body in told(answers)] == [*bodies, b""]
