@@ -199,6 +199,7 @@ def main() -> None:
     try:
         app()
     except TrainerError as error:
+        console.quiet = False  # of several processes, one that fails speaks even if it is not the first
         console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(1) from None
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from service.bundle import InputSpec
 from trainer.augment import batch_augmentation, policy_augmentation, sample_augmentation, to_unit_range
 from trainer.config import Recipe
+from trainer.distributed import part_of, world_size
 from trainer.errors import TrainerError
 from trainer.long_tail import hold_out, select_long_tail
 from trainer.pixels import open_rgb, to_pixels
@@ -107,23 +108,30 @@ class Pixels:
         return len(self.table)
 
     def steps_per_epoch(self) -> int:
-        """Count the training batches of an epoch; a last batch of one image is left out, as it has no variance."""
+        """Count the training batches of an epoch.
+
+        A last batch of one image is left out, as it has no variance, and one with fewer images than processes.
+        """
         whole, rest = divmod(len(self), self.recipe.batch_size)
-        return whole + (rest > 1)
+        return whole + (rest >= max(2, world_size()))
 
     def training(self, epoch: int) -> Iterator[Batch]:
-        """Yield (pixels [N, 3, H, W] in [0, 1], labels [N]), shuffled and augmented by (seed, epoch) alone."""
+        """Yield (pixels [N, 3, H, W] in [0, 1], labels [N]), shuffled and augmented by (seed, epoch) alone.
+
+        Of several processes each yields its part of every batch. Pictures in memory are changed as a whole batch before
+        it is parted, so that they are those that one process would have seen.
+        """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(_mix(self.recipe.seed, epoch)))
         torch.manual_seed(_mix(self.recipe.seed, epoch) + 1)
         batches = order.split(self.recipe.batch_size)[: self.steps_per_epoch()]
         if self._held is None:
-            yield from self._from_workers(batches, epoch)
+            yield from self._from_workers(tuple(part_of(rows) for rows in batches), epoch)
             return
         for first in range(0, len(batches), POLICY_BATCHES):
             together = batches[first : first + POLICY_BATCHES]
             changed = self._policy(self._held[torch.cat(together).to(self.device)])
             for rows, pixels in zip(together, changed.split(self.recipe.batch_size), strict=True):
-                yield self._augment(to_unit_range(pixels)), self._labels[rows.to(self.device)]
+                yield part_of(self._augment(to_unit_range(pixels))), self._labels[part_of(rows).to(self.device)]
 
     def evaluation_steps(self) -> int:
         """Count the evaluation batches."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trainer.config import Recipe
 from trainer.data import Batch, Pixels
+from trainer.distributed import is_first, part_of
 from trainer.errors import writing
 from trainer.inference import extract_features
 from trainer.model import LongTailClassifier
@@ -36,7 +37,8 @@ class KeptFeatures(Pixels):
         seed = int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         for rows in order.to(self.device).split(self.recipe.batch_size)[: self.steps_per_epoch()]:
-            yield self._features[rows], self._labels[rows]
+            part = part_of(rows)
+            yield self._features[part], self._labels[part]
 
     def evaluation(self) -> Iterator[Batch]:
         """Yield (features, labels) in the split's order."""
@@ -64,7 +66,8 @@ def open_split(
             return KeptFeatures(table, recipe, device, features)
     pixels = Pixels(table, recipe, device, name=name)
     features, _ = extract_features(model, pixels, f"features of {name}")
-    _write(features, folder / file)
+    if is_first():
+        _write(features, folder / file)
     return KeptFeatures(table, recipe, device, features)
 
 

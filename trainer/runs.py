@@ -22,6 +22,7 @@ from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, finished_checkpoint,
 from trainer.config import Recipe
 from trainer.curves import class_norms, draw_curves, norms_report
 from trainer.data import Pixels, Splits, decode, load_splits
+from trainer.distributed import is_first, is_restarted, join_processes, leave_processes
 from trainer.errors import TrainerError, writing
 from trainer.evaluate import Evaluation, evaluate_branches, sampled_curve
 from trainer.frozen import open_split
@@ -55,18 +56,20 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
     Raises:
         TrainerError: a folder that holds a run already (without resume), or any fault of recipe and data.
     """
+    device = choose_device(device_name)
+    join_processes(device, recipe.batch_size)
     with writing(folder):  # a name that cannot be
         has_checkpoint = (folder / CHECKPOINT_FILE).exists()
-    if has_checkpoint and not resume:
+    if has_checkpoint and not (resume or is_restarted()):
         raise TrainerError(f"--output {folder}: holds a run already; go on with --resume, or name another folder")
-    device = choose_device(device_name)
     splits = load_splits(recipe)
     training = Training(recipe, splits, device, fetch_weights=not has_checkpoint)
     if has_checkpoint:
         training.resume(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        if is_first():
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     _announce(recipe, splits, training.checkpoint, device, folder)
     # A broken test picture shows here, before hours of training, and not after them.
     model = training.model
@@ -80,6 +83,8 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
     checkpoint = training.checkpoint
     if not checkpoint.is_finished():
         training.adopt_average(train)
+    if not leave_processes():
+        return  # the first process does the rest alone
     conclude(checkpoint, model, folder, train=train, test=test, validation=splits.validation)
 
 

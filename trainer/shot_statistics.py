@@ -5,6 +5,7 @@ from torch import Tensor
 
 from service.bundle import shot_group_of
 from trainer.classifiers import Classifier
+from trainer.distributed import summed
 from trainer.head import unit
 
 
@@ -33,7 +34,7 @@ class ShotStatistics:
 
     def means(self) -> tuple[dict[str, float], dict[str, float]]:
         """Give accuracy and mean confounder cosine by shot group since the last call, and begin again."""
-        images, right, cosine = self._sums.tolist()
+        images, right, cosine = summed(self._sums).tolist()
         self._sums.zero_()
         seen = [(name, place) for place, name in enumerate(self.names) if images[place]]
         accuracy = {name: right[place] / images[place] for name, place in seen}

@@ -6,6 +6,7 @@ average where the recipe asks for one; the test split is never seen here.
 
 import platform
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,6 +23,16 @@ from trainer.checkpoint import (
 )
 from trainer.config import Recipe
 from trainer.data import Pixels, Splits
+from trainer.distributed import (
+    batch_mean,
+    is_first,
+    refuse_disagreement,
+    share_batch_statistics,
+    share_of_loss,
+    spread,
+    summed,
+    world_size,
+)
 from trainer.errors import TrainerError
 from trainer.events import EventLog
 from trainer.losses import create_loss
@@ -48,9 +59,11 @@ class Training:
         self.recipe, self.device = recipe, device
         self.autocast = recipe.precision == "bf16" or (recipe.precision == "auto" and computes_bf16(device))
         self.model = LongTailClassifier(recipe, len(splits.class_names), fetch_weights=fetch_weights).on(device)
+        share_batch_statistics(self.model, device)
         self.optimizer = create_optimizer(recipe.optimizer, self.model)
         is_compiled = recipe.compile == "always" or (recipe.compile == "auto" and device.type == "cuda")
-        self._compute = torch.compile(self.model) if is_compiled else self.model
+        spread_model = spread(self.model)
+        self._compute = torch.compile(spread_model) if is_compiled else spread_model
         decay = recipe.averaging.decay
         self.average = WeightAverage(self.model, decay) if decay else None
         self._shots = ShotStatistics(splits.class_counts.tolist(), device)
@@ -78,16 +91,19 @@ class Training:
         if self.average and saved.average:
             self.average.load(saved.average)
         self.checkpoint = saved
+        refuse_disagreement("finished epochs", saved.epoch, self.device)
 
     def run(self, train: Pixels, folder: Path) -> None:
         """Train the epochs that are left, with a checkpoint after each."""
         epochs = self.recipe.schedule.epochs
-        with EventLog(folder, self.checkpoint.history) as events, progress_bar() as bar:
+        log = EventLog(folder, self.checkpoint.history) if is_first() else nullcontext()
+        with log as events, progress_bar() as bar:
             task = bar.add_task("training", total=epochs, completed=self.checkpoint.epoch)
             for epoch in range(self.checkpoint.epoch, epochs):
                 record = self._epoch(train, epoch)
                 self._record(record, folder)
-                events.add(record)
+                if events:
+                    events.add(record)
                 bar.update(task, advance=1, description=f"training, loss {sum(record.losses) / len(record.losses):.3f}")
                 if not console.is_terminal:
                     console.print(_line(record, epochs), highlight=False, soft_wrap=True)
@@ -106,7 +122,9 @@ class Training:
         decay = momentum_decay(self.recipe.head, self.recipe.optimizer.learning_rate)
         batches = train.training(self.recipe.schedule.epochs)
         for pixels, _ in track(batches, "momentum direction", total=train.steps_per_epoch()):
-            self.model.head.update_direction(self._forward(pixels)[1], momentum_decay=decay)
+            with torch.no_grad():
+                features = self._forward(pixels)[1]
+            self.model.head.update_direction(batch_mean(features), momentum_decay=decay)
         self.checkpoint.model, self.checkpoint.average = self.model.state_dict(), {}
 
     def _epoch(self, train: Pixels, epoch: int) -> EpochRecord:
@@ -123,15 +141,16 @@ class Training:
             losses.append(loss)
             correct += (logits.argmax(dim=1) == labels).sum()
             seen += len(labels)
+        right, images = summed(torch.stack((correct, torch.tensor(seen, device=self.device)))).tolist()
         seconds = time.monotonic() - started
         self.checkpoint.seconds += seconds
         accuracy, cosine = self._shots.means()
         return EpochRecord(
             epoch=epoch,
-            losses=torch.stack(losses).tolist(),
+            losses=(summed(torch.stack(losses)) / world_size()).tolist(),
             learning_rate=rate,
-            train_accuracy=correct.item() / seen,
-            images_per_second=seen / seconds,
+            train_accuracy=right / images,
+            images_per_second=images / seconds,
             accuracy_by_group=accuracy,
             cosine_by_group=cosine,
         )
@@ -142,10 +161,11 @@ class Training:
         set_rate(self.optimizer, rate)
         logits, features = self._forward(pixels)
         loss = mixture.loss(self.loss, logits, labels) if mixture else self.loss(logits, labels)
+        loss = loss * share_of_loss(len(labels), self.device) if world_size() > 1 else loss
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.optimizer.step()
-        self.model.head.update_direction(features, momentum_decay=momentum_decay(self.recipe.head, rate))
+        self.model.head.update_direction(batch_mean(features), momentum_decay=momentum_decay(self.recipe.head, rate))
         self._shots.add(logits, features, labels, self.model.head)
         return loss.detach(), logits.detach()
 
@@ -165,7 +185,8 @@ class Training:
         self.checkpoint.model = self.model.state_dict()
         self.checkpoint.optimizer = optimizer_tensors(self.model, self.optimizer)
         self.checkpoint.average = self.average.state if self.average else {}
-        save_checkpoint(self.checkpoint, folder)
+        if is_first():
+            save_checkpoint(self.checkpoint, folder)
 
 
 def choose_device(name: str) -> torch.device:
@@ -224,4 +245,5 @@ def _flat(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 def _versions(device: torch.device) -> dict[str, str]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name += f", {world_size()} processes" if world_size() > 1 else ""
     return {"python": platform.python_version(), "torch": torch.__version__, "device": f"{device.type}: {name}"}
