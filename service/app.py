@@ -22,6 +22,7 @@ from service.model import Model
 from service.predictor import Predictor, run_batch
 from service.reload import Loaded, Reloader
 from service.routes import (
+    changes,
     clients,
     failures,
     feedback,
@@ -112,7 +113,7 @@ def create_app(
     app.logs_access = settings.access_log
     failures.install(app)
     routes = set()
-    for part in (predict, inference_protocol, feedback, clients, terms, model, samples, health, metrics, page):
+    for part in (predict, inference_protocol, feedback, clients, changes, terms, model, samples, health, metrics, page):
         app.include_router(part.router)
         routes |= {route.path for route in part.router.routes}
     app.counted_routes = frozenset(routes)

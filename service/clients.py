@@ -35,8 +35,8 @@ def _is_free(name: str) -> str:
 ClientName = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_is_free)]
 AlphaSource = Literal["request", "client", "model"]
 
-_Knob = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
-_Strength = Annotated[float, Field(allow_inf_nan=False, ge=0, le=100)]
+_Knob = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e6, le=1e6)]
+_Strength = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=100)]
 
 
 class ClientPolicy(BaseModel):
@@ -49,11 +49,11 @@ class ClientPolicy(BaseModel):
     alpha_max: _Knob | None = Field(None, description="highest alpha that a request may ask for")
     prior_strength: _Strength | None = Field(None, description="prior_strength of requests that name none")
     max_prior_strength: _Strength | None = Field(None, description="highest prior_strength that a request may ask for")
-    images_per_second: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
+    images_per_second: Annotated[float, Field(strict=True, gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
         None, description="most images a second, on average, in each process of the service"
     )
-    target_distribution: dict[str, Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]] | None = Field(
-        None, description="how frequent each class is in this client's traffic, by name; made to sum to 1"
+    target_distribution: dict[str, Annotated[float, Field(strict=True, gt=0, le=1e12, allow_inf_nan=False)]] | None = (
+        Field(None, description="how frequent each class is in this client's traffic, by name; made to sum to 1")
     )
 
     @field_validator("target_distribution")

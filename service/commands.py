@@ -23,7 +23,7 @@ from service.clients import ClientName, ClientPolicy, fit
 from service.database import Database
 from service.errors import PolicyMismatch, ServiceError
 from service.objectives import parse_objective
-from service.policy_store import PolicyStore, read_policy
+from service.policy_store import Change, PolicyStore, read_policy
 from service.prediction_store import PredictionStore
 from service.settings import Settings
 from service.tune import Tuning
@@ -96,8 +96,17 @@ def show(name: Name) -> None:
             end = "" if key.revoked_at is None else f", revoked {_time(key.revoked_at)}"
             console.print(f"key {key.id}, made {_time(key.created_at)}{end}")
         for change in policies.changes(name):
-            states = " -> ".join(json.dumps(state) for state in (change.before, change.after) if state is not None)
-            console.print(f"{_time(change.at)}  {change.what} by {change.who}: {states}", markup=False)
+            console.print(_told(change), markup=False)
+
+
+@clients.command()
+def changes(
+    name: Annotated[str | None, typer.Argument(help="the client's name; without it: all clients")] = None,
+) -> None:
+    """Show the newest changes of a client, even of one that is removed, or of all."""
+    with _stores() as (policies, _):
+        for change in policies.changes(name):
+            console.print(f"{change.client}  {_told(change)}", markup=False)
 
 
 @clients.command("set")
@@ -126,6 +135,14 @@ def rotate(
     """Make a new key, show it this once, and revoke the others."""
     with _stores() as (policies, _):
         _show_key(policies.rotate(name, keep=keep, who=_who()))
+
+
+@clients.command()
+def revoke(name: Name, key: Annotated[str, typer.Argument(help="the key's id, as `show` tells it")]) -> None:
+    """Revoke one key of a client."""
+    with _stores() as (policies, _):
+        policies.revoke(name, key, who=_who())
+        console.print(f"The key {key} of {name} is revoked.")
 
 
 @clients.command()
@@ -239,6 +256,11 @@ def _who() -> str:
         return f"cli:{getpass.getuser()}"
     except (KeyError, OSError):  # a number without a name, as in a container
         return "cli"
+
+
+def _told(change: Change) -> str:
+    states = " -> ".join(json.dumps(state) for state in (change.before, change.after) if state is not None)
+    return f"{_time(change.at)}  {change.what} by {change.who}: {states}"
 
 
 def _time(seconds: float) -> str:

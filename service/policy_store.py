@@ -126,9 +126,11 @@ class PolicyStore:
                 return client
         raise _unknown(name)
 
-    def changes(self, name: str, limit: int = 50) -> list[Change]:
-        """Return the newest changes of a client, the newest first; they outlive the client."""
-        query = select(tables.changes).where(tables.changes.c.client == name)
+    def changes(self, name: str | None = None, limit: int = 50) -> list[Change]:
+        """Return the newest changes of a client (None: of all), the newest first; they outlive the client."""
+        query = select(tables.changes)
+        if name is not None:
+            query = query.where(tables.changes.c.client == name)
         with self._database.reading() as connection:
             rows = connection.execute(query.order_by(tables.changes.c.id.desc()).limit(limit)).all()
         return [Change(row.at, row.who, row.client, row.what, row.before, row.after) for row in rows]

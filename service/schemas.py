@@ -261,6 +261,12 @@ class ClientDetails(ClientInfo):
     changes: list[ChangeInfo]
 
 
+class ChangesResponse(_Closed):
+    """The newest changes, the newest first."""
+
+    changes: list[ChangeInfo]
+
+
 class ClientsResponse(_Closed):
     """All clients."""
 

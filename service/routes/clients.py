@@ -23,11 +23,15 @@ from service.routes.forms import read_body
 from service.schemas import ClientDetails, ClientInfo, ClientsResponse, NewClient, NewKey, TradeoffResponse
 from service.scoring import Knobs
 from service.tune import Which
-from service.tuning import Study, study
+from service.tuning import Study
 
 router = APIRouter(route_class=PlainRoute, prefix="/clients")
 
 WHO = "http:admin"
+CHANGED_BY = "X-Changed-By"
+"""The header in which whoever has the operator's key may say who they are; it is taken at its word."""
+
+_LONGEST_WHO = 100
 
 _WHICH: dict[str, Which] = {"alpha": "alpha", "both": "both"}
 
@@ -64,7 +68,7 @@ async def add(request: Request) -> Response:
     content = await _object(request, service)
     name = _name(content.pop("name", None))
     policy = _fitting(content, service)
-    key = await _blocking(service, lambda: service.keeping.policies.add(name, policy, who=WHO))
+    key = await _blocking(service, lambda: service.keeping.policies.add(name, policy, who=_who(request)))
     return _new_key(name, key)
 
 
@@ -97,7 +101,7 @@ async def change(request: Request) -> Response:
     changes, policies = await _object(request, service), service.keeping.policies
     before = await _blocking(service, lambda: policies.client(name))
     _fitting(before.policy.model_dump() | changes, service)
-    await _blocking(service, lambda: policies.set(name, changes, who=WHO))
+    await _blocking(service, lambda: policies.set(name, changes, who=_who(request)))
     return _json(_shown(await _blocking(service, lambda: policies.client(name))))
 
 
@@ -111,7 +115,7 @@ async def change(request: Request) -> Response:
 async def remove(request: Request) -> Response:
     """Remove the client; who changed what remains."""
     service, name = _as_admin(request), request.path_params["name"]
-    await _blocking(service, lambda: service.keeping.policies.remove(name, who=WHO))
+    await _blocking(service, lambda: service.keeping.policies.remove(name, who=_who(request)))
     return Response(status_code=204)
 
 
@@ -126,7 +130,9 @@ async def remove(request: Request) -> Response:
 async def make_key(request: Request) -> Response:
     """Make a key beside those that there are."""
     service, name = _as_admin(request), request.path_params["name"]
-    return _new_key(name, await _blocking(service, lambda: service.keeping.policies.rotate(name, keep=True, who=WHO)))
+    return _new_key(
+        name, await _blocking(service, lambda: service.keeping.policies.rotate(name, keep=True, who=_who(request)))
+    )
 
 
 @router.delete(
@@ -145,7 +151,7 @@ async def revoke(request: Request) -> Response:
     """Revoke one key."""
     service, name = _as_admin(request), request.path_params["name"]
     identifier = request.path_params["key_id"]
-    await _blocking(service, lambda: service.keeping.policies.revoke(name, identifier, who=WHO))
+    await _blocking(service, lambda: service.keeping.policies.revoke(name, identifier, who=_who(request)))
     return Response(status_code=204)
 
 
@@ -153,7 +159,7 @@ async def revoke(request: Request) -> Response:
     "/{name}/tradeoff",
     summary="What a client's labels say of its knobs",
     response_model=TradeoffResponse,
-    responses=documented(401, 403, 404, 409, 422, 503),
+    responses=documented(401, 403, 404, 409, 422, 429, 503),
     openapi_extra={
         "parameters": [
             *_NAME["parameters"],
@@ -174,18 +180,7 @@ async def tradeoff(request: Request) -> Response:
         admit_admin(request, service)
     objective = parse_objective(request.query_params.get("objective", "balanced"))
     which = _which(request.query_params.get("knobs", "alpha"))
-    keeping, limit = service.keeping, service.settings.max_prior_strength
-    found = await _blocking(
-        service,
-        lambda: study(
-            name,
-            objective,
-            which,
-            policies=keeping.policies,
-            predictions=keeping.predictions,
-            max_prior_strength=limit,
-        ),
-    )
+    found = await service.keeping.studies.of(name, objective, which)
     return _json(_study(found, objective.text))
 
 
@@ -241,6 +236,20 @@ def _as_admin(request: Request) -> Service:
     service = service_of(request)
     admit_admin(request, service)
     return service
+
+
+def _who(request: Request) -> str:
+    who = request.headers.get(CHANGED_BY)
+    if who is None:
+        return WHO
+    if not 0 < len(who) <= _LONGEST_WHO or not who.isprintable():
+        raise InvalidParameter(
+            f"{CHANGED_BY} takes from 1 to {_LONGEST_WHO} printable characters.",
+            field=CHANGED_BY,
+            value=who[:_LONGEST_WHO],
+            remedy="Send the name of whoever makes the change, or leave the header out.",
+        )
+    return f"{WHO}:{who}"
 
 
 async def _blocking(service: Service, work: Callable[[], Result]) -> Result:

@@ -1,6 +1,7 @@
 """`service clients` and `service tune`, as an operator types them."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,27 @@ def test_keys_are_rotated(run: Run) -> None:
     second = key_of(run("clients", "rotate", "shop"))
     assert first != second
     assert "revoked" in run("clients", "show", "shop").output
+
+
+def test_one_key_is_revoked_and_the_others_stay(run: Run) -> None:
+    run("clients", "add", "shop")
+    run("clients", "rotate", "shop", "--keep")
+    first, second = re.findall(r"^key (\w+)", run("clients", "show", "shop").output, re.MULTILINE)
+    run("clients", "revoke", "shop", first)
+    shown = run("clients", "list").output
+    assert second in shown
+    assert first not in shown
+    assert "no valid key of this id" in run("clients", "revoke", "shop", first, status=2).output
+
+
+def test_changes_are_shown_of_a_client_that_is_gone_and_of_all(run: Run) -> None:
+    run("clients", "add", "shop", "--alpha", "1")
+    run("clients", "add", "album")
+    run("clients", "remove", "shop")
+    gone = run("clients", "changes", "shop").output.splitlines()
+    assert [line.split("  ")[2].split(" by ")[0] for line in gone] == ["remove", "add"]
+    assert all(line.startswith("shop  ") and "cli:" in line for line in gone)
+    assert len(run("clients", "changes").output.splitlines()) == 3
 
 
 def test_a_target_distribution_comes_from_a_file(run: Run, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from service import tables
 from service.clients import ClientPolicy
 from service.database import Database
 from service.policy_store import PolicyStore
-from service.schemas import ClientDetails, ClientsResponse, FeedbackResponse, NewKey, TermsResponse
+from service.schemas import ChangesResponse, ClientDetails, ClientsResponse, FeedbackResponse, NewKey, TermsResponse
 from tests.service.fakes import FakeModel, picture
 from tests.service.routes.conftest import MakeClient
 from tests.service.routes.test_predict import answer, error, post
@@ -139,6 +139,33 @@ def test_changes_reach_a_running_service_in_time_and_are_kept(served: TestClient
         ("cli:ann", {"alpha": 0.5}, {"alpha": 2.0}),
         ("http:admin", None, {"alpha": 0.5}),
     ]
+
+
+def test_changes_outlive_the_client_and_say_who_made_them(served: TestClient) -> None:
+    add(served, alpha=1)
+    add(served, "album")
+    by_ann = ADMIN | {"X-Changed-By": "ann@example.org"}
+    assert served.delete("/clients/shop", headers=by_ann).status_code == 204
+    response = served.get("/changes?client=shop", headers=ADMIN)
+    ChangesResponse.model_validate(response.json())
+    assert [(each["what"], each["who"]) for each in response.json()["changes"]] == [
+        ("remove", "http:admin:ann@example.org"),
+        ("add", "http:admin"),
+    ]
+    everyones = served.get("/changes", headers=ADMIN).json()["changes"]
+    assert [each["client"] for each in everyones] == ["shop", "album", "shop"]
+    error(served.get("/changes"), 403, "admin_only")
+    for who in ("x" * 101, "", "a\tb"):
+        refused = served.patch("/clients/album", json={"alpha": 1}, headers=ADMIN | {"X-Changed-By": who})
+        assert error(refused, 422, "invalid_parameter")["field"] == "X-Changed-By"
+    assert len(served.get("/changes", headers=ADMIN).json()["changes"]) == 3
+
+
+@pytest.mark.parametrize("value", [True, "1.5", [1.5]])
+@pytest.mark.parametrize("field", ["alpha", "alpha_max", "prior_strength", "images_per_second"])
+def test_a_policy_takes_numbers_alone(served: TestClient, field: str, value: object) -> None:
+    response = served.post("/clients", json={"name": "shop", field: value}, headers=ADMIN)
+    assert error(response, 422, "invalid_parameter")["field"] == field
 
 
 def test_keys_are_made_revoked_and_never_shown_again(served: TestClient) -> None:
