@@ -17,6 +17,7 @@ from service.prediction_store import PredictionStore
 from service.recommendations import Recommendations
 from service.recorder import Recorder
 from service.settings import Settings
+from service.studies import Studies
 
 _LOOK = 0.5
 """Seconds between looks for changed policies: a change reaches every process within two of them, and a little."""
@@ -34,6 +35,7 @@ class Keeping:
         recorder: where predictions are noted.
         policies, predictions: what blocks; for the threads of `executor`, which clients' labels do not keep busy.
         feedback: accepts labels, in threads of its own.
+        studies: what labels say of a client's knobs, in a thread of its own.
     """
 
     def __init__(self, settings: Settings, manifest: Manifest, metrics: Metrics) -> None:
@@ -60,6 +62,7 @@ class Keeping:
             parse_objective(settings.recommend_objective),
             settings.max_prior_strength,
         )
+        self.studies = Studies(self.policies, self.predictions, settings.max_prior_strength)
         metrics.clients.recommended_alpha.set_function(self.recommendations.alphas)
         metrics.clients.current_alpha.set_function(
             lambda: self.callers.alphas(self._manifest, settings.max_prior_strength)
@@ -89,6 +92,7 @@ class Keeping:
             self._threads[1].once()
         for executor in (self.executor, self._feedback_executor):
             executor.shutdown(wait=False, cancel_futures=True)
+        self.studies.close()
         self.database.close()
 
     def refresh(self) -> None:

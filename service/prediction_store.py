@@ -144,11 +144,15 @@ class PredictionStore:
 
     def label_counts(self) -> dict[str, LabelCount]:
         """Return what each client has of labels, by its name; only those that have some."""
-        kept, labels = tables.predictions, tables.labels
-        query = select(kept.c.client, func.count().label("labels"), func.max(labels.c.at).label("newest"))
-        query = query.join(labels, labels.c.prediction == kept.c.id).group_by(kept.c.client)
         with self._database.reading() as connection:
-            return {row.client: LabelCount(row.labels, row.newest) for row in connection.execute(query)}
+            return {row.client: LabelCount(row.labels, row.newest) for row in connection.execute(_label_counts())}
+
+    def label_count(self, client: str) -> LabelCount | None:
+        """Return what one client has of labels; None: it has none."""
+        with self._database.reading() as connection:
+            query = _label_counts().where(tables.predictions.c.client == client)
+            row = connection.execute(query).one_or_none()
+        return None if row is None else LabelCount(row.labels, row.newest)
 
     def prune(self, *, max_age: float, max_unlabelled: int, max_labelled: int) -> None:
         """Forget the oldest predictions, with their labels.
@@ -212,6 +216,12 @@ def _insert_rows(connection: Connection, rows: Sequence[KeptPrediction]) -> None
         f"INSERT INTO {tables.predictions.name} ({columns}) VALUES {values} ON CONFLICT DO NOTHING",  # noqa: S608
         tuple(chain.from_iterable(rows)),
     )
+
+
+def _label_counts() -> Select[Any]:
+    kept, labels = tables.predictions, tables.labels
+    query = select(kept.c.client, func.count().label("labels"), func.max(labels.c.at).label("newest"))
+    return query.join(labels, labels.c.prediction == kept.c.id).group_by(kept.c.client)
 
 
 def _labelled(client: str) -> Select[Any]:
