@@ -15,6 +15,7 @@ Source: RFC 9112 (HTTP/1.1), 3.2, 9.3.2, 9.5 and 9.6; RFC 9110, 7.8; RFC 6585, 5
 import asyncio
 from typing import TYPE_CHECKING, cast
 
+import httptools
 import orjson
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -37,8 +38,13 @@ _OVERHEAD_OF_A_BYTE = 8
 MOST_AHEAD = 16
 """So many requests behind the one under way, and no further bytes are parsed."""
 
+_ANOTHER_PROTOCOL = {b"upgrade", b"http2-settings"}
+"""Headers that matter only to who would speak it."""
+
 _SLICE = 4096
 """Bytes parsed at a time: what they hold may go beyond `MOST_AHEAD`."""
+
+_NO_HTTP = InvalidRequest("This is no HTTP request.", remedy="Speak HTTP/1.1.")
 
 
 class _Flow(FlowControl):
@@ -56,6 +62,7 @@ class Connection(OneWriteProtocol):
     """A client's connection."""
 
     _overhead = 0  # bytes since the last head that were no body
+    _upgrades = False  # the message's head asks for another protocol
     _awaited: object = None  # what was awaited when last looked at
     _since = 0.0
     _running: RequestResponseCycle | None = None  # of requests sent one behind the other `cycle` is the last
@@ -100,7 +107,14 @@ class Connection(OneWriteProtocol):
 
     def _take(self, data: bytes) -> None:
         self._overhead += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._pass_over_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._refuse_message(cause if isinstance(cause, InvalidRequest) else _NO_HTTP)
         if self._overhead > HEAD_BYTES and not self.transport.is_closing():
             self._refuse(
                 HeadTooLarge(
@@ -110,22 +124,44 @@ class Connection(OneWriteProtocol):
                 )
             )
 
+    def _pass_over_upgrade(self, rest: bytes) -> None:
+        """Parse the head again, without its wish for another protocol, and what the parser took for that protocol."""
+        if not self._upgrades:  # CONNECT, which is refused: what follows is no HTTP
+            self.cycle.keep_alive = False
+            return
+        headers = [b"%b: %b\r\n" % header for header in self.headers if header[0] not in _ANOTHER_PROTOCOL]
+        first = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._take(b"".join((first, *headers, b"\r\n", rest)))
+
     def on_headers_complete(self) -> None:
         """Begin a request, whose head is whole."""
         self._overhead = 0
+        self._upgrades = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if self._upgrades:
+            return
+        if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
+            raise InvalidRequest("The request names no host, or several.", field="Host", remedy="Send one Host header.")
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End a request, unless its head is parsed again."""
+        if not self._upgrades:
+            super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
         self._overhead = max(0, self._overhead - _OVERHEAD_OF_A_BYTE * len(body))
         super().on_body(body)
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP; if it follows a whole request, that one is answered instead, and the last."""
+    def _refuse_message(self, error: InvalidRequest) -> None:
+        """Answer what is no request; if it follows a whole one, that one is answered instead, and the last."""
+        self.logger.warning("Invalid HTTP request received.")
         if self._is_answering and not self.cycle.more_body:
             self.cycle.keep_alive = False
         else:
-            self._refuse(InvalidRequest("This is no HTTP request.", remedy="Speak HTTP/1.1."))
+            self._refuse(error)
 
     def look(self, now: float, patience: float) -> None:
         """Give up on a client that has let this connection wait for the same thing for longer than `patience`."""

@@ -91,3 +91,35 @@ async def test_bodies_of_requests_sent_ahead_arrive_whole(served: Served) -> Non
     served.open.set()
     answers = await served.ask(*(head % len(body) + body for body in bodies))
     assert [body.encode() for _, body in told(answers)] == [*bodies, b""]
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0"])
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
+)
+async def test_an_upgrade_is_passed_over_and_nothing_of_the_request_lost(
+    served: Served, protocol: bytes, body: bytes
+) -> None:
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + protocol + b"\r\nHTTP2-Settings: AAEAAEAAAAIA\r\n"
+    served.open.set()
+    answers = await served.ask(*[b"POST /a HTTP/1.1\r\nHost: x\r\n" + upgrade + body] * 3)
+    assert told(answers) == [["/a", "abc"]] * 3 + [["/last", ""]]
+
+
+async def test_an_upgrade_of_a_request_without_a_body_is_passed_over(served: Served) -> None:
+    served.open.set()
+    answers = await served.ask(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+    assert told(answers) == [["/a", ""], ["/last", ""]]
+
+
+@pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n"])
+async def test_a_request_that_does_not_name_one_host_is_refused(served: Served, hosts: bytes) -> None:
+    served.open.set()
+    answer = await served.ask(b"GET /a HTTP/1.1\r\n" + hosts + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"field":"Host"' in answer
+
+
+async def test_an_old_request_needs_no_host(served: Served) -> None:
+    served.open.set()
+    assert told(await served.ask(b"GET /a HTTP/1.0\r\n\r\n")) == [["/a", ""]]
