@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _RUNS_UNTIL_KNOWN = 50
 """Runs after which their pace says how long the next will take."""
+_LONG = 0.05
+"""Seconds after which a caller's wait is long."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,6 +87,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._first_failure: float | None = None  # of those in a row
         self._last_failure = 0.0
         self._wakeup: asyncio.Handle | None = None
+        self._wakes_soon = False  # the handle is for the next turn, and nothing could be sooner
         self._closed = False
         self._stopped = False
         self._idle = asyncio.Event()
@@ -152,7 +155,7 @@ class DynamicBatcher(Generic[Item, Result]):
 
     def _wake(self) -> None:
         """Have a batch started soon: once whoever else is ready in this turn of the loop has queued its items."""
-        if self._running or not (self._queue or self._halves):
+        if self._running or (self._wakeup and self._wakes_soon) or not (self._queue or self._halves):
             return
         loop = asyncio.get_running_loop()
         wait = 0.0 if self._halves else self._queue[0].since + self._max_queue_delay - monotonic()
@@ -162,6 +165,7 @@ class DynamicBatcher(Generic[Item, Result]):
                 return
             self._wakeup.cancel()
         self._wakeup = loop.call_soon(self._start) if due else loop.call_later(wait, self._start)
+        self._wakes_soon = due
 
     def _start(self) -> None:
         self._wakeup = None
@@ -298,7 +302,7 @@ def _too_late() -> DeadlineExceeded:
 class Admission(Generic[Item, Result]):
     """Places in the queue that a caller holds, from before it prepares its items until they are answered."""
 
-    __slots__ = ("_batcher", "_entries", "_reserved")
+    __slots__ = ("_batcher", "_deadline", "_entries", "_reserved", "_timer", "_when_long")
 
     def __init__(self, batcher: DynamicBatcher[Item, Result], count: int) -> None:
         self._batcher = batcher
@@ -321,12 +325,15 @@ class Admission(Generic[Item, Result]):
             max((entry.seconds for entry in self._entries), default=0.0),
         )
 
-    async def run(self, items: Sequence[Item], *, deadline: float) -> list[Result]:
+    async def run(
+        self, items: Sequence[Item], *, deadline: float, when_long: Callable[[], None] | None = None
+    ) -> list[Result]:
         """Queue the items in the places held and return their results in order.
 
         Args:
             items: as many as were admitted.
             deadline: the moment on the loop's clock after which nobody waits.
+            when_long: called once if the wait is a long one.
 
         Raises:
             DeadlineExceeded: it passed first.
@@ -335,16 +342,20 @@ class Admission(Generic[Item, Result]):
         """
         assert len(items) == self._reserved, "an admission is for a number of items"
         batcher, loop = self._batcher, asyncio.get_running_loop()
-        if deadline <= loop.time():
+        now = loop.time()
+        if deadline <= now:
             batcher._metrics.rejected_images.labels(DeadlineExceeded.code).inc(len(items))
             raise _too_late()
         self._entries = batcher._enqueue(items)
-        self._release()
-        timer = loop.call_at(deadline, self._expire)
+        batcher._reserved -= self._reserved
+        self._reserved = 0
+        # One timer for both, as most requests need neither: setting and taking back another costs 2 us.
+        self._deadline, self._when_long = deadline, when_long
+        self._timer = loop.call_at(min(deadline, now + _LONG) if when_long else deadline, self._look)
         try:
             return [await entry.future for entry in self._entries]
         finally:
-            timer.cancel()
+            self._timer.cancel()
             self.cancel()
 
     def cancel(self) -> None:
@@ -356,8 +367,14 @@ class Admission(Generic[Item, Result]):
         """Give up since nobody waits any more: `run` raises ClientLeft."""
         self._give_up(ClientLeft("The client closed the connection before the answer."))
 
-    def _expire(self) -> None:
-        self._give_up(_too_late())
+    def _look(self) -> None:
+        when_long, self._when_long = self._when_long, None
+        loop = asyncio.get_running_loop()
+        if when_long and loop.time() < self._deadline:
+            self._timer = loop.call_at(self._deadline, self._look)
+            when_long()
+        else:
+            self._give_up(_too_late())
 
     def _give_up(self, error: ServiceError) -> None:
         open_entries = [entry for entry in self._entries if not entry.future.done()]
@@ -365,6 +382,7 @@ class Admission(Generic[Item, Result]):
         self._batcher._answer_all(open_entries, error)
 
     def _release(self) -> None:
-        self._batcher._reserved -= self._reserved
-        self._reserved = 0
-        self._batcher._rest()
+        if self._reserved:
+            self._batcher._reserved -= self._reserved
+            self._reserved = 0
+            self._batcher._rest()

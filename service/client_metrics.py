@@ -3,10 +3,11 @@
 It knows nothing of how anything is measured.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Summary
+from prometheus_client import CollectorRegistry, Counter
 
 from service.live_gauge import LiveGauge
 from service.manifest import SHOT_GROUPS, ShotGroup
+from service.tallies import LoopCounter, LoopSummary
 
 OUTCOMES = ("right", "wrong")
 
@@ -36,27 +37,27 @@ class ClientInstruments:
     """The instruments of all clients."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.predictions = Counter(
+        self.predictions = LoopCounter(
             "evenkeel_client_predictions_total",
             "Predictions by client and by the winner's shot group.",
             ["client", "shot_group"],
-            registry=registry,
+            registry,
         )
-        self.flips = Counter(
+        self.flips = LoopCounter(
             "evenkeel_client_flips_total",
             "Predictions whose winner differs from the winner at alpha 0, by client and by the shot groups of both.",
             ["client", "from_group", "to_group"],
-            registry=registry,
+            registry,
         )
-        self.near_breakpoint = Counter(
+        self.near_breakpoint = LoopCounter(
             "evenkeel_client_near_breakpoint_total",
             "Predictions whose winner changes within 0.1 of the alpha served, by client.",
             ["client"],
-            registry=registry,
+            registry,
         )
-        self.alpha = Summary("evenkeel_client_alpha", "Alpha of predictions, by client.", ["client"], registry=registry)
-        self.prior_strength = Summary(
-            "evenkeel_client_prior_strength", "prior_strength of predictions, by client.", ["client"], registry=registry
+        self.alpha = LoopSummary("evenkeel_client_alpha", "Alpha of predictions, by client.", ["client"], registry)
+        self.prior_strength = LoopSummary(
+            "evenkeel_client_prior_strength", "prior_strength of predictions, by client.", ["client"], registry
         )
         self.feedback = Counter(
             "evenkeel_feedback_total",

@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service import security_headers
 from service.errors import ServiceError
 from service.reload import Reloader
+from service.request_headers import SortedHeaders
 from service.routes.context import service_of
 from service.routes.failures import failure, unexpected
 from service.routes.predict import predict
@@ -51,7 +52,7 @@ class FrontDoor(FastAPI):
             await super().__call__(scope, receive, send)
             return
         scope["app"] = self
-        request = Request(scope, receive)
+        request = _Request(scope, receive)
         exchange = Exchange.begin(scope["headers"])
         followed = self._follow(exchange, scope) if self.tracing or self.logs_access else None
         count, path = service_of(request).metrics.count_request, scope["path"]
@@ -95,6 +96,19 @@ class FrontDoor(FastAPI):
         """Return the template of the path that was taken, such as /v2/models/{name}."""
         path = getattr(scope.get("route"), "path", scope["path"])
         return path if path in self.counted_routes else "other"
+
+
+class _Request(Request):
+    """A request whose headers are looked up, not searched for."""
+
+    _sorted: SortedHeaders | None = None
+
+    @property
+    def headers(self) -> SortedHeaders:
+        """The headers; sorted when they are first asked for."""
+        if self._sorted is None:
+            self._sorted = SortedHeaders(self.scope)
+        return self._sorted
 
 
 async def _predict(request: Request) -> Response:

@@ -12,6 +12,7 @@ from service.client_metrics import ClientInstruments, MovingMean
 from service.histogram import LoopHistogram, LoopHistograms
 from service.live_gauge import LiveGauge
 from service.manifest import SHOT_GROUPS
+from service.tallies import LoopCounter, Tally
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -29,7 +30,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=True)
         ProcessCollector(registry=registry)
-        self.requests = Counter("evenkeel_requests_total", "Requests answered.", ["route", "status"], registry=registry)
+        self.requests = LoopCounter("evenkeel_requests_total", "Requests answered.", ["route", "status"], registry)
         self.errors = Counter(
             "evenkeel_errors_total", "Requests answered with an error, by its code.", ["code"], registry=registry
         )
@@ -67,14 +68,14 @@ class Metrics:
             registry=registry,
         )
         self.alpha = _histogram("evenkeel_alpha", "Alpha of predictions.", _ALPHAS, registry)
-        self.predictions = Counter(
-            "evenkeel_predictions_total", "Predictions by the winner's shot group.", ["shot_group"], registry=registry
+        self.predictions = LoopCounter(
+            "evenkeel_predictions_total", "Predictions by the winner's shot group.", ["shot_group"], registry
         )
-        self.flips = Counter(
+        self.flips = LoopCounter(
             "evenkeel_flips_total",
             "Predictions whose winner differs from the winner at alpha 0, by the shot groups of both.",
             ["from_group", "to_group"],
-            registry=registry,
+            registry,
         )
         self.confounder_cosine = _histogram(
             "evenkeel_confounder_cosine",
@@ -118,8 +119,8 @@ class Metrics:
         self.model = Info("evenkeel_model", "The model that is served, and what runs it.", registry=registry)
         self._mean_cosine = MovingMean()
         self.confounder_cosine_mean.set_function(lambda: self._mean_cosine.value)
-        self._predictions: dict[str, Counter] = {group: self.predictions.labels(group) for group in SHOT_GROUPS}
-        self._requests: dict[tuple[str, int], Counter] = {}
+        self._predictions: dict[str, Tally] = {group: self.predictions.labels(group) for group in SHOT_GROUPS}
+        self._requests: dict[tuple[str, int], Tally] = {}
         self._start_at_zero()
 
     def _start_at_zero(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.front_door import WHOLE_ANSWER
+from service.routes.forms import WHOLE_BODY
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -31,7 +32,20 @@ class OneWriteProtocol(HttpToolsProtocol):
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before:
-            self.scope["extensions"] = {WHOLE_ANSWER: _whole(self, self.cycle)}  # type: ignore[dict-item]
+            self.scope["extensions"] = {WHOLE_ANSWER: _whole(self, self.cycle), WHOLE_BODY: _body(self.cycle)}  # type: ignore[dict-item]
+
+
+def _body(cycle: RequestResponseCycle) -> Callable[[], bytes | None]:
+    def take() -> bytes | None:
+        """Return the body if all of it has come; `receive` then waits for the client's leaving."""
+        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        cycle.flow.resume_reading()
+        cycle.message_event.clear()
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    return take
 
 
 def _whole(protocol: OneWriteProtocol, cycle: RequestResponseCycle) -> Callable[[int, Headers, bytes], bool]:

@@ -18,8 +18,9 @@ _PLAIN = (8, 2, 0, 0, 0)
 """Depth 8, RGB, and the only methods of compression and filtering there are, not interlaced."""
 _IHDR = 8, 29
 """Where the header begins and its checksum stands."""
-_WITHOUT_EFFECT = {b"gAMA", b"sRGB", b"cHRM", b"pHYs", b"tIME", b"sBIT", b"bKGD"}
-"""Chunks that say how colours are meant, not which pixels there are: colour profiles are ignored here anyway."""
+_WITHOUT_EFFECT = {b"gAMA": 4, b"sRGB": 1, b"cHRM": 32, b"pHYs": 9, b"tIME": 7, b"sBIT": 3, b"bKGD": 6}
+"""Chunks that say how colours are meant, not which pixels there are, and their bytes: profiles are ignored anyway."""
+_MOST_PLAIN_CHUNKS = 100
 
 
 def decode_plain_png(data: bytes, most_pixels: int) -> Image.Image | None:
@@ -37,27 +38,38 @@ def decode_plain_png(data: bytes, most_pixels: int) -> Image.Image | None:
         pixels = _compressed_pixels(data)
         if pixels is None:
             return None
+        if not _is_whole(pixels, height * (1 + 3 * width)):
+            return None
         image = Image.new("RGB", (width, height), None)  # not filled: the pixels follow
         image.frombytes(pixels, "zip", "RGB", 0)
-    except (struct.error, ValueError, OSError):
+    except (struct.error, zlib.error, ValueError, OSError):
         return None
     return image
+
+
+def _is_whole(pixels: bytes, size: int) -> bool:
+    """Return whether they unpack to just so many bytes, with the right checksum: Pillow leaves rows out in silence."""
+    unpacking = zlib.decompressobj()
+    return len(unpacking.decompress(pixels, size + 1)) == size and unpacking.eof and not unpacking.unused_data
 
 
 def _compressed_pixels(data: bytes) -> bytes | None:
     """Return the content of the IDAT chunks, or None where the chunks are not as they should be."""
     parts: list[bytes] = []
-    position = len(_SIGNATURE)
+    position, count = len(_SIGNATURE), 0
     while position + 12 <= len(data):
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")
         name = data[position + 4 : position + 8]
         if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             return None
+        count += 1
+        if count > _MOST_PLAIN_CHUNKS:
+            return None
         if name == b"IDAT":
             parts.append(data[position + 8 : end])
         elif name == b"IEND":
             return b"".join(parts) if end == position + 8 else None
-        elif parts or (name not in _WITHOUT_EFFECT and (position, end) != _IHDR):
+        elif parts or (_WITHOUT_EFFECT.get(name) != end - position - 8 and (position, end) != _IHDR):
             return None
         position = end + 4
     return None

@@ -52,7 +52,7 @@ class Envelope:
         (0.0, 0.5)
         """
         first, last = self._stretches_at(alpha)
-        stretch = first + int(self.winners[first : last + 1].argmin())
+        stretch = first if first == last else first + int(self.winners[first : last + 1].argmin())
         start = self.breakpoints[stretch - 1] if stretch > 0 else self.low
         end = self.breakpoints[stretch] if stretch < len(self.breakpoints) else self.high
         return float(start), float(end)
@@ -60,6 +60,8 @@ class Envelope:
     def _stretches_at(self, alpha: float) -> tuple[int, int]:
         if not self.low <= alpha <= self.high:
             raise ValueError(f"alpha must lie in [{self.low}, {self.high}], got {alpha}; build a wider envelope")
+        if not len(self.breakpoints):  # of most pictures: spares each answer two searches, 2 us
+            return 0, 0
         return int(self.breakpoints.searchsorted(alpha, "left")), int(self.breakpoints.searchsorted(alpha, "right"))
 
 

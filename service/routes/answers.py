@@ -27,8 +27,14 @@ class AnswerWriter:
     def image(self, query: ImageQuery, score: Score, *, top_k: int, breakpoints: bool, lines: bool) -> Answer:
         """Return the answer for one picture."""
         alpha = query.knobs.alpha
+        top = score.ranking[:top_k]
         answer = {
-            "predictions": [self._prediction(index, score) for index in score.ranking[:top_k].tolist()],
+            "predictions": [
+                {**self._classes[index], "probability": probability, "logit": logit}
+                for index, probability, logit in zip(
+                    top.tolist(), score.probabilities[top].tolist(), score.logits[top].tolist(), strict=True
+                )
+            ],
             "alpha": alpha,
             "alpha_source": query.alpha_source,
             "prior_strength": query.knobs.prior_strength,
@@ -45,13 +51,6 @@ class AnswerWriter:
                 "counterfactual_logits": score.counterfactual_logits.tolist(),
             }
         return answer
-
-    def _prediction(self, index: int, score: Score) -> Answer:
-        return {
-            **self._classes[index],
-            "probability": float(score.probabilities[index]),
-            "logit": float(score.logits[index]),
-        }
 
     def _breakpoints(self, envelope: Envelope) -> list[Answer]:
         winners = [self._classes[index] for index in envelope.winners.tolist()]

@@ -31,6 +31,12 @@ from service.schemas import PredictRequest
 from service.settings import Settings
 
 RAW_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
+WHOLE_BODY = "evenkeel.whole_body"
+"""Extension of a scope by which a server hands over a body that is there already: `f()` returns it, or None.
+
+Waiting for it with a timer, as for one that is still to come, takes 10 us.
+"""
+_MAX_PARAMETERS: Final = 20
 
 
 async def read_query(request: Request, rules: Rules) -> PredictQuery:
@@ -61,10 +67,20 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     """Read the body, as long as it stays within its limits of bytes and time."""
     limit = settings.max_body_bytes
     _refuse_declared_size(request.headers.get("content-length"), limit)
+    whole = (request.scope.get("extensions") or {}).get(WHOLE_BODY)
+    body: bytes | None = whole() if whole else None
+    if body is None:
+        return await _awaited_body(request, settings.request_timeout, limit)
+    if len(body) > limit:
+        raise _too_large(limit, None)
+    return body
+
+
+async def _awaited_body(request: Request, patience: float, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(settings.request_timeout):
+        async with asyncio.timeout(patience):
             more = True
             while more:
                 message = await request.receive()
@@ -78,7 +94,7 @@ async def read_body(request: Request, settings: Settings) -> bytes:
                 more = message.get("more_body", False)
     except TimeoutError as error:
         raise BodyTooSlow(
-            f"The body did not arrive within {settings.request_timeout:g} seconds.",
+            f"The body did not arrive within {patience:g} seconds.",
             field="body",
             value=size,
             remedy="Send it faster, or a smaller one.",
@@ -104,7 +120,7 @@ def _query_string(raw: bytes, rules: Rules) -> Options:
     if not raw:
         return Options()
     try:
-        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
+        pairs = _pairs(raw.decode("ascii"))
     except ValueError as error:
         raise InvalidParameter(
             "The query string cannot be read.",
@@ -113,6 +129,14 @@ def _query_string(raw: bytes, rules: Rules) -> Options:
             remedy="Send at most 20 parameters as name=value, percent-encoded UTF-8, joined by '&'.",
         ) from error
     return rules.options(pairs, "query string")
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """Return names and values; where nothing is encoded, without `parse_qsl`, which takes 6 us to find that out."""
+    if "%" in text or "+" in text or text.count("&") >= _MAX_PARAMETERS:
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS)
+    parts = [pair.partition("=") for pair in text.split("&") if pair]
+    return [(name, value) for name, _, value in parts]
 
 
 def _json(body: bytes, options: Options, rules: Rules) -> PredictQuery:

@@ -152,7 +152,7 @@ async def infer(request: Request) -> Response:
         take(caller, len(query.images), service)
         watch = ClientWatch(request, admission)
         try:
-            rows = await admission.run(_works(query, service), deadline=deadline)
+            rows = await admission.run(_works(query, service), deadline=deadline, when_long=watch.begin)
         finally:
             watch.end()
     response = answer(query, cast(list[Tensors], rows), service, caller, rules)
