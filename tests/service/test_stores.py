@@ -13,9 +13,12 @@ from alembic.migration import MigrationContext
 from service.clients import ClientPolicy
 from service.database import Database, check_url, connect
 from service.errors import ClientExists, InvalidParameter, StoreUnavailable, UnknownClient, UnknownKey
+from service.keeping import Keeping
 from service.keys import hash_key, key_id
+from service.metrics import Metrics
 from service.policy_store import PolicyStore
 from service.prediction_store import KeptPrediction, PredictionStore
+from service.settings import Settings
 from service.tables import metadata
 from tests.deploy.prometheus import free_port
 from tests.service import postgresql
@@ -312,18 +315,37 @@ def test_a_file_that_is_replaced_is_read_from_then_on(tmp_path: Path) -> None:
     database.close()
 
 
-def test_tables_that_are_dropped_are_noticed_and_made_again(url: str, database: Database) -> None:
+def drop_all_tables(url: str) -> None:
     engine = connect(url)
     with engine.begin() as connection:
         metadata.drop_all(connection)
         connection.exec_driver_sql("DROP TABLE alembic_version")
     engine.dispose()
+
+
+def test_tables_that_are_dropped_are_noticed_and_made_again(url: str, database: Database) -> None:
+    drop_all_tables(url)
     policies = PolicyStore(database)
     with pytest.raises(StoreUnavailable):
         policies.snapshot()
     assert database.losses == 1
     database.migrate()
     assert policies.clients() == []
+
+
+def test_a_running_service_makes_dropped_tables_again_and_says_its_model_there(url: str) -> None:
+    manifest = make_manifest()
+    keeping = Keeping(Settings(database_url=url), manifest, Metrics())
+    keeping.refresh()
+    keeping.policies.add("shop", ClientPolicy(), who="ann")
+    keeping.refresh()
+    drop_all_tables(url)
+    with pytest.raises(StoreUnavailable):
+        keeping.refresh()
+    keeping.refresh()
+    assert keeping.callers.of_name("shop") is None
+    assert keeping.predictions.model(manifest.version) is not None
+    keeping.database.close()
 
 
 def test_it_is_there_only_if_reading_and_writing_both_went_well(url: str, database: Database) -> None:
