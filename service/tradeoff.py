@@ -124,9 +124,10 @@ def _next_crossing(heights: Floats, slopes: Floats, winner: int, last: int) -> t
     if not len(rivals):
         return np.inf, last
     crossings = (heights[winner] - heights[rivals]) / (slopes[winner] - slopes[rivals])
-    first = rivals[crossings == crossings.min()]
-    rival = int(first[slopes[first].argmin()])
-    return float(crossings.min()), last if slopes[rival] == slopes[last] else rival
+    nearest = crossings.min()
+    first = rivals[crossings == nearest]
+    rival = int(first[0] if len(first) == 1 else first[slopes[first].argmin()])
+    return float(nearest), last if slopes[rival] == slopes[last] else rival
 
 
 @dataclass(frozen=True, eq=False)
