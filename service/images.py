@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage
 from service.jpeg import JpegHead, decode_rgb, is_jpeg, read_head
-from service.plain_png import decode_plain_png
+from service.plain_png import count_png_chunks, decode_plain_png, lacks_pixels
 
 Pixels = NDArray[np.uint8]
 
@@ -31,6 +31,11 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _INLINE_PIXELS = 128 * 128
 """Up to here decoding costs less than the way to another thread and back."""
+_INLINE_BYTES = 65_536
+"""A longer file can hold up the event loop whatever its pixels: by chunks that are read one by one."""
+_INLINE_CHUNKS = 100
+_MOST_CHUNKS = 10_000
+"""Of a PNG; the usual ones hold 8 KiB or more."""
 _ORIENTATIONS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 """Where a picture may say how it was held; most say nothing, and asking Pillow takes a while."""
 _ANIMATED_FORMATS = ("PNG", "WEBP")
@@ -70,17 +75,21 @@ class ImageDecoder:
             InvalidImage: it is broken, animated, or of another format.
             ImageTooLarge: it has too many pixels.
         """
-        plain = decode_plain_png(data, self._inline_pixels)
+        plain = decode_plain_png(data, self._inline_pixels) if len(data) <= _INLINE_BYTES else None
         if plain is not None:
             if plain.size == self._as_it_is:
                 return _array(plain)
             self._refuse_by_resized(*plain.size, field)
             return self._fitted(plain)
+        if len(data) > _INLINE_BYTES or count_png_chunks(data, _INLINE_CHUNKS) > _INLINE_CHUNKS:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, self._whole, data, field)
         image = self._open(data, field)
         if image.width * image.height <= _INLINE_PIXELS:
             return self._pixels(image, data, field)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._pixels, image, data, field)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._pixels, image, data, field)
+
+    def _whole(self, data: bytes, field: str) -> Pixels:
+        return self._pixels(self._open(data, field), data, field)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -92,6 +101,10 @@ class ImageDecoder:
             raise InvalidImage("The picture is empty.", field=field, remedy="Send the bytes of a picture.")
         if canvas := _webp_canvas(data):
             self._refuse_by_size(*canvas, field)
+        if count_png_chunks(data, _MOST_CHUNKS) > _MOST_CHUNKS:
+            raise InvalidImage(
+                f"The picture has more than {_MOST_CHUNKS} chunks.", field=field, remedy="Write it with larger ones."
+            )
         try:
             image = self._head(data)
         except Exception as error:  # whatever a parser of foreign bytes comes up with
@@ -136,6 +149,8 @@ class ImageDecoder:
                 picture = decode_rgb(data, image)
             else:
                 image.load()
+                if lacks_pixels(data):
+                    raise OSError("its pixels end too early")
                 picture = _to_rgb(_upright(image))
         except Exception as error:  # as above
             raise _broken(error, field) from error

@@ -4,11 +4,14 @@ Most of what reading a small PNG costs is the reader, not the pixels. A PNG of 8
 but its pixels and some chunks that cannot change them, is taken apart here, and Pillow's decoder gets the pixels.
 Whatever is unusual or broken in any way is left to Pillow's reader, which decides and words the refusal.
 
-Source: W3C, *Portable Network Graphics (PNG) Specification (Third Edition)*, sections 5 and 11.
+Where Pillow is lenient without saying so, PNGs are held against their header here: `lacks_pixels`.
+
+Source: W3C, *Portable Network Graphics (PNG) Specification (Third Edition)*, sections 5, 8 and 11.
 """
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -21,6 +24,11 @@ _IHDR = 8, 29
 _WITHOUT_EFFECT = {b"gAMA": 4, b"sRGB": 1, b"cHRM": 32, b"pHYs": 9, b"tIME": 7, b"sBIT": 3, b"bKGD": 6}
 """Chunks that say how colours are meant, not which pixels there are, and their bytes: profiles are ignored anyway."""
 _MOST_PLAIN_CHUNKS = 100
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Of a pixel, for each type of colour."""
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Each pass of an interlaced picture: its first column and row, and the steps to the next."""
+_AT_A_TIME = 1 << 16
 
 
 def decode_plain_png(data: bytes, most_pixels: int) -> Image.Image | None:
@@ -73,3 +81,53 @@ def _compressed_pixels(data: bytes) -> bytes | None:
             return None
         position = end + 4
     return None
+
+
+def count_png_chunks(data: bytes, most: int) -> int:
+    """Return how many chunks a PNG has, not counting beyond one more than `most`; 0: it is none."""
+    position, count = len(_SIGNATURE), 0
+    while data.startswith(_SIGNATURE) and position + 8 <= len(data) and count <= most:
+        count += 1
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return count
+
+
+def lacks_pixels(data: bytes) -> bool:
+    """Return whether a PNG's data unpack to fewer bytes than its header asks for: Pillow leaves those black.
+
+    >>> lacks_pixels(b"GIF89a")
+    False
+    """
+    if not data.startswith(_SIGNATURE):
+        return False
+    width, height, depth, colour, _, _, interlaced = _HEADER.unpack_from(data, 16)
+    bits = depth * _SAMPLES[colour]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = ((_steps(width, left, right), _steps(height, top, down)) for left, top, right, down in passes)
+    missing: int = sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns)
+    unpacking = zlib.decompressobj()
+    try:
+        for part in _first_pixels(data):
+            while part and missing > 0 and not unpacking.eof:
+                missing -= len(unpacking.decompress(part, _AT_A_TIME))
+                part = unpacking.unconsumed_tail  # noqa: PLW2901 - what is left of it
+        return missing > len(unpacking.flush())
+    except zlib.error:  # in a checksum, of which Pillow thinks nothing; it refuses all others
+        return False
+
+
+def _steps(size: int, first: int, step: int) -> int:
+    return max(0, -(-(size - first) // step))
+
+
+def _first_pixels(data: bytes) -> Iterator[bytes]:
+    """Yield the contents of the first IDAT chunks that lie one behind the other."""
+    position, found = len(_SIGNATURE), False
+    while position + 8 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] == b"IDAT":
+            found = True
+            yield data[position + 8 : end]
+        elif found:
+            return
+        position = end + 4

@@ -280,3 +280,45 @@ def test_a_mutated_picture_is_read_or_refused_and_nothing_else(decoder: ImageDec
     except ServiceError:
         return
     assert pixels.shape == (8, 8, 3)
+
+
+def png_of_chunks(count: int, name: bytes = b"IDAT") -> bytes:
+    whole = encoded(gradient())
+    empty = bytes(4) + name + struct.pack(">I", zlib.crc32(name))
+    at = whole.index(b"IDAT") - 4
+    return whole[:at] + empty * count + whole[at:]
+
+
+@pytest.mark.parametrize("name", [b"IDAT", b"teST"])
+async def test_a_png_of_endless_chunks_is_refused_before_pillow_reads_them(
+    decoder: ImageDecoder, name: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(InvalidImage, match="more than 10000 chunks"):
+        await decoder.decode(png_of_chunks(100_000, name), field="body")
+
+
+@pytest.mark.parametrize("data", [png_of_chunks(200), encoded(gradient()) + bytes(70_000)])
+async def test_what_takes_long_to_open_is_opened_in_a_thread(
+    decoder: ImageDecoder, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, opened = [], Image.open
+
+    def noting(*args: Any, **options: Any) -> Image.Image:
+        threads.append(threading.current_thread().name)
+        return opened(*args, **options)
+
+    monkeypatch.setattr(Image, "open", noting)
+    np.testing.assert_array_equal(await decoder.decode(data, field="body"), np.asarray(gradient()))
+    assert [name.startswith("decode") for name in threads] == [True]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (300, 200)])
+async def test_a_png_whose_pixels_end_early_is_refused(decoder: ImageDecoder, size: tuple[int, int]) -> None:
+    width, height = size
+    whole = encoded(gradient(size=size))
+    content = zlib.compress(bytes((height - 1) * (1 + 3 * width)))
+    chunk = b"IDAT" + content
+    cut = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    with pytest.raises(InvalidImage, match="pixels end too early"):
+        await decoder.decode(whole[: whole.index(b"IDAT") - 4] + cut + whole[-12:], field="body")

@@ -3,12 +3,13 @@
 import io
 import struct
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from service.plain_png import decode_plain_png
+from service.plain_png import decode_plain_png, lacks_pixels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
 MANY = 10_000
@@ -84,3 +85,52 @@ def test_what_is_broken_is_left_to_pillow() -> None:
 def test_more_pixels_than_allowed_are_left_to_pillow() -> None:
     assert decode_plain_png(png(), 13 * 17) is not None
     assert decode_plain_png(png(), 13 * 17 - 1) is None
+
+
+def with_pixels(raw: bytes, *, parts: int = 1, interlaced: int = 0) -> bytes:
+    content, size = zlib.compress(raw), 17
+    header = chunk(b"IHDR", struct.pack(">II5B", size, size, 8, 2, 0, 0, interlaced))
+    cuts = [len(content) * part // parts for part in range(parts + 1)]
+    pixels = b"".join(chunk(b"IDAT", content[a:b]) for a, b in pairwise(cuts))
+    return png()[:8] + header + pixels + chunk(b"IEND", b"")
+
+
+WHOLE = {
+    0: 17 * (1 + 3 * 17),
+    1: sum(h * (1 + 3 * w) for w, h in ((3, 3), (2, 3), (5, 2), (4, 5), (9, 4), (8, 9), (17, 8))),
+}
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_rows_that_are_missing_are_seen_where_pillow_leaves_them_black(interlaced: int, parts: int) -> None:
+    size = WHOLE[interlaced]
+    assert not lacks_pixels(with_pixels(bytes(size), parts=parts, interlaced=interlaced))
+    assert not lacks_pixels(with_pixels(bytes(size + 9), parts=parts, interlaced=interlaced))
+    for short in (0, 52, size - 52, size - 1):
+        data = with_pixels(bytes(short), parts=parts, interlaced=interlaced)
+        assert lacks_pixels(data)
+        assert decode_plain_png(data, MANY) is None
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_nothing_lacks_in_what_pillow_writes(mode: str) -> None:
+    grey = Image.fromarray(PIXELS[:, :, 0])
+    sink = io.BytesIO()
+    grey.convert(mode).save(sink, "PNG")
+    assert not lacks_pixels(sink.getvalue())
+
+
+@pytest.mark.parametrize(("name", "size"), [(b"gAMA", 4), (b"sRGB", 1), (b"cHRM", 32), (b"pHYs", 9), (b"tIME", 7)])
+def test_a_chunk_of_another_length_is_left_to_pillow(name: bytes, size: int) -> None:
+    assert decode_plain_png(with_chunk(name, bytes(size)), MANY) is not None
+    for other in (0, size - 1, size + 1):
+        assert decode_plain_png(with_chunk(name, bytes(other)), MANY) is None
+
+
+def test_bytes_behind_the_pixels_and_a_wrong_checksum_are_left_to_pillow() -> None:
+    whole = with_pixels(bytes(WHOLE[0]))
+    assert decode_plain_png(whole, MANY) is not None
+    content = zlib.compress(bytes(WHOLE[0]))
+    for wrong in (content + b"x", content[:-4] + b"abcd", content[:-4]):
+        assert decode_plain_png(whole[:33] + chunk(b"IDAT", wrong) + chunk(b"IEND", b""), MANY) is None
