@@ -238,10 +238,10 @@ def test_a_port_that_another_listens_on_meanwhile_is_refused(bundle: Path) -> No
 import socket, sys
 from service import __main__ as program
 
-rival, load = socket.socket(), program._load
+rival, load = socket.socket(), program.load_bundle
 rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 rival.bind(("127.0.0.1", 0))
-program._load = lambda *arguments: rival.listen() or load(*arguments)
+program.load_bundle = lambda *arguments: rival.listen() or load(*arguments)
 sys.argv[1:] = ["serve", sys.argv[1], "--provider", "cpu", "--port", str(rival.getsockname()[1])]
 program.main()
 """
