@@ -8,6 +8,7 @@ with its name, the value and the remedy. It knows nothing of decoding pictures o
 import asyncio
 import base64
 import binascii
+import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 from urllib.parse import parse_qsl
@@ -144,6 +145,7 @@ def _json(body: bytes, options: Options, rules: Rules) -> PredictQuery:
         content = PredictRequest.model_validate_json(body)
     except ValidationError as error:
         raise off_the_schema(error) from error
+    json.loads(body, object_pairs_hook=_refuse_repeated, parse_int=str)  # no number need fit Python's reader
     rules.refuse_too_many(len(content.images))
     for name in OPTIONS:
         value = getattr(content, name)
@@ -162,6 +164,15 @@ def _json(body: bytes, options: Options, rules: Rules) -> PredictQuery:
         )
         images.append((_base64(image.data, f"{field}.data"), f"{field}.data", alpha, strength))
     return rules.query(images, options)
+
+
+def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:
+    """Refuse an object in which a key comes twice, of which JSON's readers take the last in silence."""
+    seen: set[str] = set()
+    for name, value in pairs:
+        if name in seen:
+            raise repeated(name, str(value))
+        seen.add(name)
 
 
 def _base64(text: str, field: str) -> bytes:

@@ -95,11 +95,11 @@ class Rules:
 
     def alpha(self, value: float, field: str) -> float:
         """Return the alpha if the model and the client's policy allow it."""
-        return _in_range(value, field, self.terms.alpha_min, self.terms.alpha_max)
+        return _in_range(value, field, self.terms.alpha_min, self.terms.alpha_max) + 0.0  # -0.0 is 0
 
     def prior_strength(self, value: float, field: str) -> float:
         """Return the prior_strength if the settings and the client's policy allow it."""
-        return _in_range(value, field, 0.0, self.terms.max_prior_strength)
+        return _in_range(value, field, 0.0, self.terms.max_prior_strength) + 0.0  # as above
 
     def top_k(self, value: int, field: str) -> int:
         """Return the number of classes to name if the model has so many."""

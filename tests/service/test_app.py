@@ -62,6 +62,7 @@ def test_ready_from_start_to_shutdown() -> None:
     with TestClient(app) as client:
         assert client.get("/readyz").json() == {"status": "ready"}
         assert client.get("/healthz").json() == {"status": "alive"}
+        assert client.head("/readyz").status_code == client.head("/healthz").status_code == 200
         service.readiness.refuse("The service is shutting down.")
         refused = client.get("/readyz")
         assert refused.status_code == 503

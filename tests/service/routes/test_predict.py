@@ -345,3 +345,30 @@ def test_a_form_in_an_odd_charset_is_refused(client: TestClient, charset: str) -
         response = client.post("/predict", content=part % name, headers={"Content-Type": content_type})
         assert response.status_code in {400, 422}, response.text
         ErrorResponse.model_validate(response.json())
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"alpha": 0, "alpha": 1, "images": [{"data": "%b"}]}', "alpha"),
+        (b'{"images": [], "images": [{"data": "%b"}]}', "images"),
+        (b'{"images": [{"data": "", "data": "%b"}]}', "data"),
+        (b'{"alpha": 1, "\\u0061lpha": 1, "images": [{"data": "%b"}]}', "alpha"),
+    ],
+)
+def test_a_repeated_key_of_json_is_refused_by_name(client: TestClient, body: bytes, field: str) -> None:
+    content = body % base64.b64encode(picture())
+    response = client.post("/predict", content=content, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["field"]) == (422, field)
+
+
+def test_a_number_too_long_for_python_is_no_fault_of_the_service(client: TestClient) -> None:
+    content = b'{"alpha": %b, "images": [{"data": "%b"}]}' % (b"9" * 5000, base64.b64encode(picture()))
+    response = client.post("/predict", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize("knob", ["alpha", "prior_strength"])
+def test_a_negative_zero_is_zero(client: TestClient, knob: str) -> None:
+    response = client.post(f"/predict?{knob}=-0", content=picture(), headers={"Content-Type": "image/png"})
+    assert b'"%b":0.0' % knob.encode() in response.content
