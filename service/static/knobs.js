@@ -19,7 +19,11 @@ export const allowed = (alpha, { minimum, maximum }) => Math.min(Math.max(rounde
 export function prepareKnobs({ change, changePrior, reset }) {
   const [slider, number, prior] = [$('alpha'), $('alpha-number'), $('prior')];
   slider.addEventListener('input', () => change(Number(slider.value)));
+  // What is being typed stays as it is, whatever else is drawn meanwhile.
+  number.addEventListener('input', () => number.toggleAttribute('data-typing', true));
+  number.addEventListener('blur', () => number.removeAttribute('data-typing'));
   number.addEventListener('change', () => {
+    number.removeAttribute('data-typing');
     const wanted = Number(number.value);
     if (number.value === '' || Number.isNaN(wanted)) reset();
     else change(wanted);
@@ -43,7 +47,9 @@ export function showKnobs(alpha, priorStrength, winner) {
   const slider = $('alpha');
   slider.value = alpha;
   slider.setAttribute('aria-valuetext', short(alpha) + (winner ? `, ${winner.name}, ${winner.shot_group}-shot` : ''));
-  if (document.activeElement !== $('alpha-number') || Number($('alpha-number').value) !== alpha) $('alpha-number').value = alpha;
+  const number = $('alpha-number');
+  const says = document.activeElement === number && Number(number.value) === alpha;
+  if (!says && !number.hasAttribute('data-typing')) number.value = alpha;
   $('prior').value = priorStrength;
   $('prior').setAttribute('aria-valuetext', String(priorStrength));
   $('prior-value').textContent = priorStrength.toFixed(2);

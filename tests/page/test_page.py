@@ -83,6 +83,20 @@ def picture_with_breakpoints(page: Page, ask: Ask) -> dict[str, Any]:
     raise AssertionError("no sample of the tiny model changes with alpha")
 
 
+def test_what_is_being_typed_stays_while_the_page_draws_anew(page: Page) -> None:
+    number = page.locator("#alpha-number")
+    number.fill("0.3")
+    width = page.locator("#lines").evaluate("lines => lines.clientWidth")
+    page.set_viewport_size({"width": 600, "height": 900})
+    page.wait_for_function("before => document.querySelector('#lines').clientWidth !== before", arg=width)
+    page.wait_for_function(
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
+    )
+    expect(number).to_have_value("0.3")
+    number.press("Enter")
+    expect(page.locator("#alpha")).to_have_value("0.3")
+
+
 def test_a_breakpoint_is_a_button_that_jumps_just_past_it(page: Page, ask: Ask) -> None:
     for each in picture_with_breakpoints(page, ask)["breakpoints"]:
         button = page.get_by_role("button", name=f"{each['to']['label']} takes over from {each['from']['label']}")
