@@ -37,7 +37,7 @@ check: $(VENV)/.installed-test ## Lint, formatting, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-test ## Measure everything against peers and limits, 12 minutes (needs wrk)
+bench: $(VENV)/.installed-test ## Measure everything against peers and limits (needs wrk and a quiet machine)
 	$(BIN)/python -m tests.benchmarks
 
 lock: ## Resolve requirements.lock anew (needs uv)

@@ -14,16 +14,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
 from trainer.errors import writing
+from trainer.evaluate import HEADINGS
 
 TABLE_FILE, DATA_FILE, PLOT_FILE = "comparison.md", "comparison.json", "comparison.png"
-METRICS = {
-    "accuracy": "all",
-    "balanced_accuracy": "balanced",
-    "many_shot_accuracy": "many",
-    "medium_shot_accuracy": "medium",
-    "few_shot_accuracy": "few",
-    "calibration_error": "ECE",
-}
 VARIANTS = {
     "plain": "alpha 0, no prior correction",
     "TDE": "alpha chosen without the test set",
@@ -132,7 +125,7 @@ def terminal_table(rows: list[Row], title: str) -> RichTable:
 
 def _columns(rows: list[Row]) -> dict[str, str]:
     """Name the metrics that every row has: a data set may lack a shot group."""
-    return {name: heading for name, heading in METRICS.items() if all(name in row.metrics for row in rows)}
+    return {name: heading for name, heading in HEADINGS.items() if all(name in row.metrics for row in rows)}
 
 
 def _markdown(

@@ -18,6 +18,16 @@ from trainer.inference import Branches
 
 CALIBRATION_BINS = 15
 
+HEADINGS = {
+    "accuracy": "all",
+    "balanced_accuracy": "balanced",
+    "many_shot_accuracy": "many",
+    "medium_shot_accuracy": "medium",
+    "few_shot_accuracy": "few",
+    "calibration_error": "ECE",
+}
+"""What tables call each measure."""
+
 
 @dataclass(frozen=True)
 class Evaluation:

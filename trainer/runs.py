@@ -24,7 +24,7 @@ from trainer.curves import class_norms, draw_curves, norms_report
 from trainer.data import Pixels, Splits, decode, load_splits
 from trainer.distributed import is_first, is_restarted, join_processes, leave_processes
 from trainer.errors import TrainerError, writing
-from trainer.evaluate import Evaluation, evaluate_branches, sampled_curve
+from trainer.evaluate import HEADINGS, Evaluation, evaluate_branches, sampled_curve
 from trainer.frozen import open_split
 from trainer.inference import branches_of, extract_features, feature_means
 from trainer.lora import merge_lora
@@ -40,14 +40,6 @@ Features = tuple[Tensor, NDArray[np.int64]]
 """Features [N, D] of a split and its labels [N]."""
 EVALUATION_FILE, CURVE_FILE, PLOT_FILE = "evaluation.json", "tradeoff.npz", "tradeoff.png"
 NUM_SAMPLE_IMAGES = 8
-HEADINGS = {
-    "accuracy": "all",
-    "balanced_accuracy": "balanced",
-    "many_shot_accuracy": "many",
-    "medium_shot_accuracy": "medium",
-    "few_shot_accuracy": "few",
-    "calibration_error": "ECE",
-}
 
 
 def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -> None:

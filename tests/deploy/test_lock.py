@@ -39,9 +39,9 @@ def stated(project: dict[str, Any]) -> list[Requirement]:
 def installed_closure(requirements: list[Requirement]) -> set[str]:
     """Follow the metadata of installed packages; what the markers or an extra leave out is not installed."""
     seen: set[str] = set()
-    todo = [(requirement, "") for requirement in requirements]
-    while todo:
-        requirement, extra = todo.pop()
+    pending = [(requirement, "") for requirement in requirements]
+    while pending:
+        requirement, extra = pending.pop()
         name = canonicalize_name(requirement.name)
         applies = requirement.marker is None or requirement.marker.evaluate({**default_environment(), "extra": extra})
         if not applies or f"{name}{sorted(requirement.extras)}" in seen:
@@ -51,7 +51,7 @@ def installed_closure(requirements: list[Requirement]) -> set[str]:
             below = [Requirement(line) for line in distribution(name).requires or []]
         except PackageNotFoundError:
             continue
-        todo += [(r, wanted) for r in below for wanted in ("", *requirement.extras)]
+        pending += [(r, wanted) for r in below for wanted in ("", *requirement.extras)]
     return {name for name in seen if "[" not in name}
 
 
