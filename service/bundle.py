@@ -4,12 +4,21 @@ The contract between the two packages, and all that the trainer needs of it is i
 Standard library, pydantic and numpy alone: it knows nothing of PyTorch, ONNX Runtime or HTTP, and it
 never looks inside a model file.
 
-The model's contract (opset and precision are the exporter's choice; N any, C classes, K slices):
+A classifier's contract (opset and precision are the exporter's choice; N any, C classes, K slices):
 
     inputs   image uint8 [N, H, W, 3] RGB, alpha float32 [N], prior_strength float32 [N]
     outputs  logits, factual_logits, counterfactual_logits float32 [N, C], confounder_cosine float32 [N, K],
              feature_map [N, D, h, w]
     logits = factual_logits - alpha * counterfactual_logits - prior_strength * log(class share in training)
+
+A detector's (one picture per run; M detections at most, masks of m x m; the manifest's `detection` says both):
+
+    inputs   image uint8 [1, H, W, 3] RGB, the picture at the top left and zeros beyond; image_size float32 [1, 2], its
+             height and width there; alpha float32 [1]
+    outputs  boxes float32 [1, M, 4] (x1, y1, x2, y2) in input pixels, within the picture; scores float32 [1, M],
+             falling; labels int64 [1, M]; masks float32 [1, M, m, m], probabilities within the box; count int64 [1]:
+             from there on rows are zero, and labels -1
+    Background-exempted TDE (Eq. 9) at alpha, averaged over the stages, and the suppression of doubles are in the graph.
 """
 
 import json
@@ -26,6 +35,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from service.activation_maps import CLASSIFIER_FILE, ActivationMaps, area_at_half_energy
+from service.detection_parity import DetectionParity
 from service.manifest import (
     EVALUATION_FILE,
     MANIFEST_FILE,
@@ -33,10 +43,12 @@ from service.manifest import (
     PARITY_FILE,
     SAMPLES_FILE,
     SCHEMA_VERSION,
+    SCHEMA_VERSIONS,
     SHOT_GROUPS,
     AlphaSpec,
     BundleError,
     ClassInfo,
+    DetectionSpec,
     HashedFile,
     InputSpec,
     Manifest,
@@ -44,6 +56,7 @@ from service.manifest import (
     ModelFile,
     Precision,
     ShotGroup,
+    Task,
     TdeSpec,
     content_version,
     shot_group_of,
@@ -60,6 +73,7 @@ __all__ = [
     "PARITY_TOLERANCE",
     "SAMPLES_FILE",
     "SCHEMA_VERSION",
+    "SCHEMA_VERSIONS",
     "SHOT_GROUPS",
     "ActivationMaps",
     "AlphaSpec",
@@ -67,6 +81,8 @@ __all__ = [
     "BundleError",
     "Calibration",
     "ClassInfo",
+    "DetectionParity",
+    "DetectionSpec",
     "HashedFile",
     "InputSpec",
     "Manifest",
@@ -75,6 +91,7 @@ __all__ = [
     "Parity",
     "Precision",
     "ShotGroup",
+    "Task",
     "TdeSpec",
     "area_at_half_energy",
     "knob_terms",
@@ -102,7 +119,7 @@ class Bundle:
         return None
 
     def parity(self) -> Parity:
-        """Read the parity samples.
+        """Read the parity samples of a classifier.
 
         Raises:
             BundleError: the file does not hold them, or they do not fit the manifest.
@@ -113,6 +130,29 @@ class Bundle:
             raise BundleError(
                 f"{self.path / PARITY_FILE}: images {list(parity.images.shape)} and logits {list(parity.logits.shape)} "
                 f"do not fit a model of {spec.height}x{spec.width} pixels and {classes} classes; export it again"
+            )
+        return parity
+
+    def detection_parity(self) -> DetectionParity:
+        """Read the parity samples of a detector.
+
+        Raises:
+            BundleError: the file does not hold them, or they do not fit the manifest.
+        """
+        parity, spec = DetectionParity.load(self.path / PARITY_FILE), self.manifest.input
+        detection = self.manifest.detection
+        assert detection is not None, "every detector says what it does"
+        rows = (detection.max_detections, detection.mask_size, detection.mask_size)
+        if parity.images.shape[1:] != (spec.height, spec.width, 3) or parity.masks.shape[1:] != rows:
+            raise BundleError(
+                f"{self.path / PARITY_FILE}: images {list(parity.images.shape)} and masks {list(parity.masks.shape)} "
+                f"do not fit a detector of {spec.height}x{spec.width} pixels that returns {rows[0]} masks of {rows[1]}x"
+                f"{rows[2]}; export it again"
+            )
+        if (highest := int(parity.labels.max())) >= len(self.manifest.classes):
+            raise BundleError(
+                f"{self.path / PARITY_FILE}: labels go up to {highest}, and there are {len(self.manifest.classes)} "
+                "classes; export it again"
             )
         return parity
 
@@ -177,11 +217,12 @@ def _fill(
         for precision, model in models.items()
     ]
     other_files = [{"path": name, "sha256": _write(staging, name, content)} for name, content in files.items()]
-    content: dict[str, Any] = draft.model_dump(mode="json")
-    content |= {"schema_version": SCHEMA_VERSION, "models": model_files, "files": other_files}
+    absent = {"detection"} if draft.detection is None else set()  # a field that releases before it do not know
+    content: dict[str, Any] = draft.model_dump(mode="json", exclude=absent)
+    content |= {"schema_version": SCHEMA_VERSIONS[draft.task], "models": model_files, "files": other_files}
     content["version"] = content_version(content)
     manifest = _validated(content, "the new manifest")
-    _write(staging, MANIFEST_FILE, manifest.model_dump_json(indent=2).encode() + b"\n")
+    _write(staging, MANIFEST_FILE, manifest.model_dump_json(indent=2, exclude_unset=True).encode() + b"\n")
     _sync_directory(staging)
     staging.chmod(0o755)
 

@@ -15,7 +15,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from service.temperature import Calibration
 
-SCHEMA_VERSION = 1
+Task = Literal["classification", "detection"]
+
+SCHEMA_VERSIONS: dict[Task, int] = {"classification": 1, "detection": 2}
+"""The version that each task is written in: the oldest that has it, so that older services read what they can."""
+SCHEMA_VERSION = max(SCHEMA_VERSIONS.values())
+"""The newest that is read. A service that does not know a task yet says 'upgrade evenkeel'."""
 MANIFEST_FILE = "manifest.json"
 PARITY_FILE = "parity.npz"
 EVALUATION_FILE = "evaluation.json"
@@ -81,25 +86,19 @@ class _Strict(BaseModel):
 
 
 class ClassInfo(_Strict):
-    """One class: its name, how many training samples it had, and the shot group that follows from that."""
+    """One class: its name, how many training samples it had, and its shot group.
+
+    In classification the group follows from the count. In detection the count is one of pictures with the class, which
+    may be 0, and the group is what the data set says: LVIS's frequent, common and rare are many, medium and few.
+    """
 
     name: Name
-    train_count: int = Field(ge=1)
+    train_count: int = Field(ge=0)
     shot_group: ShotGroup
-
-    @model_validator(mode="after")
-    def _group_follows_from_count(self) -> Self:
-        expected = shot_group_of(self.train_count)
-        if self.shot_group != expected:
-            raise ValueError(
-                f"shot_group of class {self.name!r} with {self.train_count} training samples is {expected!r}, "
-                f"got {self.shot_group!r}; use ClassInfo.of(name, train_count)"
-            )
-        return self
 
     @classmethod
     def of(cls, name: str, train_count: int) -> Self:
-        """Return the class with the shot group that its count implies."""
+        """Return the class of a classifier, with the shot group that its count implies."""
         return cls(name=name, train_count=train_count, shot_group=shot_group_of(train_count))
 
 
@@ -107,7 +106,8 @@ class InputSpec(_Strict):
     """How any picture becomes the model's pixels: decode, resize, crop. Normalisation lies in the graph.
 
     Attributes:
-        resize, resize_size, interpolation: how Pillow resizes, with its filter as wide as the picture shrinks.
+        resize, resize_size, interpolation: how Pillow resizes, with its filter as wide as the picture shrinks;
+            'longest_side' is for detection.
         crop: 'after_resize' resizes the whole picture first; 'with_resize' only what the crop shows, in about 0.6 of
             the time: of a thousand numbers about one differs by 1.
         decoder: of JPEG, to the same pixels; 'pillow' patches damaged data up, 'simplejpeg' refuses it. All else is
@@ -116,7 +116,7 @@ class InputSpec(_Strict):
 
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
-    resize: Literal["exact", "shortest_side"]
+    resize: Literal["exact", "shortest_side", "longest_side"]
     resize_size: int | None = Field(default=None, ge=1, le=8192)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[Finite, Finite, Finite]
@@ -128,11 +128,11 @@ class InputSpec(_Strict):
     def _consistent(self) -> Self:
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0 in every channel, got {self.std}")
-        if self.resize == "exact" and self.resize_size is not None:
-            raise ValueError(f"resize 'exact' takes no resize_size, got {self.resize_size}; leave it out")
-        if self.resize == "exact" and self.crop == "with_resize":
+        if self.resize != "shortest_side" and self.resize_size is not None:
+            raise ValueError(f"resize {self.resize!r} takes no resize_size, got {self.resize_size}; leave it out")
+        if self.resize != "shortest_side" and self.crop == "with_resize":
             raise ValueError(
-                "crop 'with_resize' needs resize 'shortest_side', got 'exact', which crops nothing; drop it"
+                f"crop 'with_resize' needs resize 'shortest_side', got {self.resize!r}, which crops nothing; drop it"
             )
         if self.resize == "shortest_side" and (self.resize_size or 0) < max(self.height, self.width):
             raise ValueError(
@@ -146,7 +146,8 @@ class InputSpec(_Strict):
 
         The one pixel rule that training, export and serving share; both are fed to Pillow as they are:
         `image.resize(size, resample).crop(box)`, or what `source_window` says. 'exact' stretches to the input's size;
-        'shortest_side' keeps the proportions (the longer side rounds down) and takes the central box.
+        'shortest_side' keeps the proportions (the longer side rounds down) and takes the central box; 'longest_side'
+        is `fitted_size` and takes a box from the top left that may be larger: Pillow fills it up with zeros.
 
         Args:
             width, height: the decoded picture's size in pixels, after its EXIF orientation is applied.
@@ -159,6 +160,8 @@ class InputSpec(_Strict):
         >>> spec.geometry(500, 375)
         ((341, 256), (58, 16, 282, 240))
         """
+        if self.resize == "longest_side":
+            return self.fitted_size(width, height), (0, 0, self.width, self.height)
         if self.resize_size is None:
             return (self.width, self.height), (0, 0, self.width, self.height)
         shortest = min(width, height)
@@ -166,6 +169,20 @@ class InputSpec(_Strict):
         resized_height = self.resize_size * height // shortest
         left, top = round((resized_width - self.width) / 2), round((resized_height - self.height) / 2)
         return (resized_width, resized_height), (left, top, left + self.width, top + self.height)
+
+    def fitted_size(self, width: int, height: int) -> Size:
+        """Return the size at which a picture just fits the input: proportions kept, rounded half up, at least 1.
+
+        Args:
+            width, height: as `geometry` takes them.
+
+        >>> spec = InputSpec(height=320, width=480, resize="longest_side", mean=(0, 0, 0), std=(1, 1, 1))
+        >>> spec.fitted_size(640, 427), spec.fitted_size(10, 4000)
+        ((480, 320), (1, 320))
+        """
+        if width * self.height >= height * self.width:
+            return self.width, max(1, (2 * height * self.width + width) // (2 * width))
+        return max(1, (2 * width * self.height + height) // (2 * height)), self.height
 
     def source_window(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return what the crop shows of a picture, in its own pixels; for crop 'with_resize', again fed to Pillow.
@@ -214,6 +231,26 @@ class AlphaSpec(_Strict):
         return self
 
 
+class DetectionSpec(_Strict):
+    """What a detector does in its graph, and what is left to whoever draws its masks.
+
+    Attributes:
+        stages: of the cascade; their background-exempted probabilities are averaged.
+        max_detections: M, the rows of every output.
+        mask_size: m, the sides of a mask within its box.
+        score_threshold: the lowest score that the graph returns.
+        nms_iou: of two boxes of one class that overlap more than this the graph returns the better one.
+        mask_threshold: the probability above which a pixel belongs to the object.
+    """
+
+    stages: int = Field(ge=1, le=16)
+    max_detections: int = Field(ge=1, le=2000)
+    mask_size: int = Field(ge=1, le=256)
+    score_threshold: Finite = Field(ge=0, lt=1)
+    nms_iou: Finite = Field(gt=0, le=1)
+    mask_threshold: Finite = Field(gt=0, lt=1)
+
+
 class ModelFile(_Strict):
     """An ONNX file of the bundle and the precision of its weights."""
 
@@ -232,15 +269,50 @@ class HashedFile(_Strict):
 class ManifestDraft(_Strict):
     """What the trainer says about a model; the writer of the bundle adds files, hashes and version."""
 
-    task: Literal["classification"] = "classification"
+    task: Task = "classification"
     name: ModelName
-    classes: tuple[ClassInfo, ...] = Field(min_length=2)
+    classes: tuple[ClassInfo, ...] = Field(min_length=1)
+    """In the order of the outputs; in detection the foreground alone."""
     input: InputSpec
     tde: TdeSpec
     alpha: AlphaSpec
     calibration: Calibration | None = None
     """The temperature of probabilities; None: 1 everywhere, as nothing was held out to fit it."""
+    detection: DetectionSpec | None = None
+    """Of a detector; None in classification."""
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits_its_task(self) -> Self:
+        if self.task == "detection":
+            self._is_a_detector()
+        else:
+            self._is_a_classifier()
+        return self
+
+    def _is_a_classifier(self) -> None:
+        if self.detection is not None:
+            raise ValueError(
+                "detection: task 'classification' has no detection, got one; leave it out or set task to 'detection'"
+            )
+        if self.input.resize == "longest_side":
+            raise ValueError(
+                "input.resize: task 'classification' takes 'exact' or 'shortest_side', got 'longest_side'; use one"
+            )
+        if len(self.classes) < 2:
+            raise ValueError(f"classes: a classifier has at least 2, got {len(self.classes)}; name all of them")
+        for position, info in enumerate(self.classes):
+            _refuse_wrong_group(f"classes.{position}", info)
+
+    def _is_a_detector(self) -> None:
+        if self.detection is None:
+            raise ValueError("detection: task 'detection' needs one, got none; say stages, max_detections and so on")
+        if self.input.resize != "longest_side":
+            raise ValueError(
+                f"input.resize: task 'detection' takes 'longest_side', got {self.input.resize!r}; use that one"
+            )
+        if self.calibration is not None:
+            raise ValueError("calibration: task 'detection' has none, got one; leave it out")
 
     @model_validator(mode="after")
     def _class_names_differ(self) -> Self:
@@ -256,7 +328,7 @@ class ManifestDraft(_Strict):
         return self
 
     def log_class_share(self) -> NDArray[np.float64]:
-        """Return the logarithm of each class's share of the training samples, [C]."""
+        """Return the logarithm of each class's share of the training samples, [C]; of a classifier."""
         counts = np.array([info.train_count for info in self.classes], dtype=np.float64)
         log_share: NDArray[np.float64] = np.log(counts / counts.sum())
         return log_share
@@ -274,10 +346,20 @@ class ManifestDraft(_Strict):
 class Manifest(ManifestDraft):
     """The whole `manifest.json`. `version` is a hash of everything else, the files' hashes among it."""
 
-    schema_version: Annotated[Literal[1], BeforeValidator(_an_integer)]
+    schema_version: Annotated[Literal[1, 2], BeforeValidator(_an_integer)]
     version: str = Field(pattern=r"^[0-9a-f]{16}$")
     models: tuple[ModelFile, ...]
     files: tuple[HashedFile, ...]
+
+    @model_validator(mode="after")
+    def _schema_version_is_the_tasks(self) -> Self:
+        expected = SCHEMA_VERSIONS[self.task]
+        if self.schema_version != expected:
+            raise ValueError(
+                f"schema_version: task {self.task!r} is written in version {expected}, got {self.schema_version}; "
+                "export the bundle again"
+            )
+        return self
 
     @model_validator(mode="after")
     def _files_complete(self) -> Self:
@@ -315,6 +397,19 @@ def content_version(content: dict[str, Any]) -> str:
     rest = {key: value for key, value in content.items() if key != "version"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _refuse_wrong_group(where: str, info: ClassInfo) -> None:
+    if info.train_count < 1:
+        raise ValueError(
+            f"{where}.train_count of class {info.name!r}: a classifier has at least 1, got 0; leave the class out"
+        )
+    expected = shot_group_of(info.train_count)
+    if info.shot_group != expected:
+        raise ValueError(
+            f"{where}.shot_group of class {info.name!r} with {info.train_count} training samples is {expected!r}, "
+            f"got {info.shot_group!r}; use ClassInfo.of(name, train_count)"
+        )
 
 
 def _refuse_repeats(what: str, names: list[Any]) -> None:

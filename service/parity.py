@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from zipfile import BadZipFile
 
 import numpy as np
@@ -23,7 +23,32 @@ COMPARED_OUTPUTS = ("logits", "factual_logits", "counterfactual_logits", "confou
 
 
 @dataclass(frozen=True, eq=False)
-class Parity:
+class ParityFile:
+    """What every kind of parity samples shares: the file of its arrays, one for each field of the dataclass."""
+
+    def to_bytes(self) -> bytes:
+        """Return the content of `parity.npz`."""
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        np.savez_compressed(buffer, **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read `parity.npz` without unpickling anything.
+
+        Raises:
+            BundleError: it is no such file, or an array is missing, or has another type or shape.
+        """
+        try:
+            with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
+                return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise BundleError(f"{path} does not hold parity samples: {error}; export the bundle again") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Parity(ParityFile):
     """Sample inputs and the outputs expected for them; N samples, C classes, K slices.
 
     Attributes:
@@ -44,26 +69,6 @@ class Parity:
     def __post_init__(self) -> None:
         for field in fields(self):
             _check_array(field.name, getattr(self, field.name), len(self.images))
-
-    def to_bytes(self) -> bytes:
-        """Return the content of `parity.npz`."""
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        np.savez_compressed(buffer, **arrays)
-        return buffer.getvalue()
-
-    @classmethod
-    def load(cls, path: Path) -> "Parity":
-        """Read `parity.npz` without unpickling anything.
-
-        Raises:
-            BundleError: it is no such file, or an array is missing, or has another type or shape.
-        """
-        try:
-            with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
-                return cls(**{field.name: arrays[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise BundleError(f"{path} does not hold parity samples: {error}; export the bundle again") from error
 
     def gaps(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
         """Return for each output the largest difference, relative to its largest expected value (at least 1).

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -6,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from service.bundle import Bundle, BundleError, read_bundle, write_bundle
+from service.bundle import Bundle, BundleError, ClassInfo, read_bundle, write_bundle
 from tests.service.conftest import make_draft, make_parity
+from tests.service.tiny_detector import DETECTION, LONGEST_SIDE, write_detection_bundle
 
 Edit = Callable[[Bundle, Callable[[dict[str, Any]], None]], None]
 FILES = {"parity.npz": make_parity().to_bytes()}
@@ -118,8 +120,8 @@ def test_a_link_to_itself_is_refused(name: str, paper_bundle: Bundle) -> None:
 
 
 def test_a_newer_schema_is_refused_before_anything_else(paper_bundle: Bundle, edit_manifest: Edit) -> None:
-    edit_manifest(paper_bundle, lambda content: content.update(schema_version=2, wonders=True))
-    with pytest.raises(BundleError, match=r"schema_version is 2, and this release reads up to 1; upgrade evenkeel"):
+    edit_manifest(paper_bundle, lambda content: content.update(schema_version=3, wonders=True))
+    with pytest.raises(BundleError, match=r"schema_version is 3, and this release reads up to 2; upgrade evenkeel"):
         read_bundle(paper_bundle.path)
 
 
@@ -132,6 +134,7 @@ def test_a_newer_schema_is_refused_before_anything_else(paper_bundle: Bundle, ed
         (lambda content: content["models"][0].update(path="../model.onnx"), r"models\.0\.path"),
         (lambda content: content.update(schema_version=True), r"schema_version: .*integer.* \(got True\)"),
         (lambda content: content.update(schema_version=1.0), r"schema_version: .*integer.* \(got 1\.0\)"),
+        (lambda content: content.update(schema_version=2), "task 'classification' is written in version 1, got 2"),
         (lambda content: content.pop("tde"), "tde: Field required"),
         (lambda content: content.update(surprise=1), r"surprise: Extra inputs are not permitted \(got 1\)"),
     ],
@@ -151,6 +154,35 @@ def test_a_manifest_that_is_no_object_is_refused(content: bytes, paper_bundle: B
     (paper_bundle.path / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"manifest\.json"):
         read_bundle(paper_bundle.path)
+
+
+def test_a_classifier_is_written_as_releases_before_detectors_read_it(paper_bundle: Bundle) -> None:
+    content = json.loads((paper_bundle.path / "manifest.json").read_text())
+    assert content["schema_version"] == 1
+    assert "detection" not in content
+
+
+def test_a_detector_is_written_in_a_version_that_older_releases_refuse_as_newer(tmp_path: Path) -> None:
+    bundle = write_detection_bundle(tmp_path / "detector")
+    assert json.loads((bundle.path / "manifest.json").read_text())["schema_version"] == 2
+    assert read_bundle(bundle.path) == bundle
+    assert bundle.detection_parity().masks.shape[1:] == (5, 4, 4)
+    with pytest.raises(BundleError, match="does not hold parity samples"):
+        bundle.parity()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"detection": DETECTION.model_copy(update={"mask_size": 8})}, "do not fit a detector of 24x32 pixels"),
+        ({"input": LONGEST_SIDE.model_copy(update={"height": 25})}, "do not fit a detector of 25x32 pixels"),
+        ({"classes": [ClassInfo.of("one", 1)]}, "labels go up to 2, and there are 1 classes; export it again"),
+    ],
+)
+def test_parity_samples_of_another_detector_are_refused(tmp_path: Path, changes: Any, message: str) -> None:
+    bundle = write_detection_bundle(tmp_path / "detector", **changes)
+    with pytest.raises(BundleError, match=message):
+        bundle.detection_parity()
 
 
 def test_the_contract_loads_no_framework() -> None:
