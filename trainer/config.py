@@ -161,6 +161,9 @@ class OptimizerConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="adamw: beta 1")
     nesterov: bool = False
     weight_decay: NonNegative = Field(5e-4, description="adamw: decoupled, so larger values are usual (0.01 to 0.1)")
+    sharpness_rho: NonNegative = Field(
+        0, description="sharpness-aware: how far to the worst weights nearby; usual are 0.05 to 0.2; 0: off"
+    )
 
     @model_validator(mode="after")
     def _nesterov_is_sgd(self) -> Self:

@@ -10,6 +10,8 @@ points, and the paper's argument does not reach it. d is then what it also is un
 mean feature of the training set in evaluation mode was 0.999 (``trainer/RESULTS.md``): the mean feature, which leans to
 the frequent classes as there are more of them. TDE takes away what that mean alone would say. Whether that helps is a
 matter of measuring; the same file has the figures.
+
+``sharpness_rho`` makes either of them step by the gradient at the worst weights nearby: ``trainer.sharpness``.
 """
 
 import torch

@@ -41,6 +41,7 @@ from trainer.model import LongTailClassifier, channels_last
 from trainer.optimizer import create_optimizer, set_rate
 from trainer.progress import console, progress_bar, track
 from trainer.schedule import learning_rate, momentum_decay
+from trainer.sharpness import worst_nearby
 from trainer.shot_statistics import ShotStatistics
 
 
@@ -159,15 +160,23 @@ class Training:
         self, pixels: Tensor, labels: Tensor, rate: float, mixture: Mixture | None = None
     ) -> tuple[Tensor, Tensor]:
         set_rate(self.optimizer, rate)
+        loss, logits, features = self._backward(pixels, labels, mixture)
+        if self.recipe.optimizer.sharpness_rho:
+            with worst_nearby(self.model, self.recipe.optimizer.sharpness_rho):
+                self._backward(pixels, labels, mixture)
+        self.optimizer.step()
+        self.model.head.update_direction(batch_mean(features), momentum_decay=momentum_decay(self.recipe.head, rate))
+        self._shots.add(logits, features, labels, self.model.head)
+        return loss.detach(), logits.detach()
+
+    def _backward(self, pixels: Tensor, labels: Tensor, mixture: Mixture | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the gradients at the weights as they are; gives loss, logits [N, C] and features [N, D]."""
         logits, features = self._forward(pixels)
         loss = mixture.loss(self.loss, logits, labels) if mixture else self.loss(logits, labels)
         loss = loss * share_of_loss(len(labels), self.device) if world_size() > 1 else loss
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        self.optimizer.step()
-        self.model.head.update_direction(batch_mean(features), momentum_decay=momentum_decay(self.recipe.head, rate))
-        self._shots.add(logits, features, labels, self.model.head)
-        return loss.detach(), logits.detach()
+        return loss, logits, features
 
     def _forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):

@@ -61,6 +61,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         ("precision=bf16", "optimizer.nesterov=true", "augment.color_jitter=0.2"),
         ("optimizer={name: adamw, learning_rate: 0.003, backbone_learning_rate: 0.001, weight_decay: 0.05}",),
         ("averaging.decay=0.9", "augment={policy: auto, cutout: 3, cutmix: 1, mixup: 1, mixing_probability: 0.7}"),
+        ("optimizer.sharpness_rho=0.1",),
     ],
 )
 def test_a_resumed_run_is_the_unbroken_run(tmp_path: Path, digits: Splits, settings: tuple[str, ...]) -> None:
