@@ -23,6 +23,7 @@ from trainer.comparison import DATA_FILE, PLOT_FILE, TABLE_FILE, Row, terminal_t
 from trainer.comparison_plot import plot_comparison
 from trainer.config import Recipe
 from trainer.data import Splits, load_splits
+from trainer.distributed import refuse_several_processes
 from trainer.errors import TrainerError
 from trainer.evaluate import evaluate_branches
 from trainer.features import SplitFeatures, features_of
@@ -80,8 +81,9 @@ def compare_methods(wanted: Comparison) -> list[Row]:
     """Train what is needed, measure every method, and write the table, the numbers and the plot.
 
     Raises:
-        TrainerError: any fault of recipe, data, device or folders.
+        TrainerError: any fault of recipe, data, device or folders; or one of several processes of ``torchrun``.
     """
+    refuse_several_processes("compare", "train each method by torchrun ... train, and name the runs by compare --runs")
     device = choose_device(wanted.device_name)
     rows: list[Row] = []
     test_images = 0

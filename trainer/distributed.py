@@ -66,6 +66,17 @@ def is_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def refuse_several_processes(command: str, remedy: str) -> None:
+    """Check that ``torchrun`` has not started this process as one of several.
+
+    Raises:
+        TrainerError: it has; ``command`` is what works in one process alone.
+    """
+    size = int(os.environ["WORLD_SIZE"]) if os.environ.keys() >= LAUNCHED else 1
+    if size > 1:
+        raise TrainerError(f"torchrun: {command} works in one process, and this is one of {size}; {remedy}")
+
+
 def world_size() -> int:
     """Count the processes; one where there is no group."""
     return distributed.get_world_size() if distributed.is_initialized() else 1

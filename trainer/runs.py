@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from trainer.data import Pixels, Splits, decode, load_splits
 from trainer.distributed import is_first, is_restarted, join_processes, leave_processes
 from trainer.errors import TrainerError, writing
 from trainer.evaluate import HEADINGS, Evaluation, evaluate_branches, sampled_curve
+from trainer.folder_lock import sole_run
 from trainer.frozen import open_split
 from trainer.inference import branches_of, extract_features, feature_means
 from trainer.lora import merge_lora
@@ -46,15 +48,27 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
     """Train a recipe into a folder, choose its default alpha and evaluate it.
 
     Raises:
-        TrainerError: a folder that holds a run already (without resume), or any fault of recipe and data.
+        TrainerError: a folder that holds a run already (without resume), or that another process trains into; or any
+            fault of recipe and data.
     """
     device = choose_device(device_name)
     join_processes(device, recipe.batch_size)
+    goes_on = resume or is_restarted()
+    _has_checkpoint(folder, goes_on)  # refused before the data is opened, which may take long
+    splits = load_splits(recipe)
+    with sole_run(folder) if is_first() else nullcontext():
+        _train(recipe, splits, folder, device, has_checkpoint=_has_checkpoint(folder, goes_on))
+
+
+def _has_checkpoint(folder: Path, goes_on: bool) -> bool:
     with writing(folder):  # a name that cannot be
         has_checkpoint = (folder / CHECKPOINT_FILE).exists()
-    if has_checkpoint and not (resume or is_restarted()):
+    if has_checkpoint and not goes_on:
         raise TrainerError(f"--output {folder}: holds a run already; go on with --resume, or name another folder")
-    splits = load_splits(recipe)
+    return has_checkpoint
+
+
+def _train(recipe: Recipe, splits: Splits, folder: Path, device: torch.device, *, has_checkpoint: bool) -> None:
     training = Training(recipe, splits, device, fetch_weights=not has_checkpoint)
     if has_checkpoint:
         training.resume(folder)

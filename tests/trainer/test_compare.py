@@ -151,3 +151,10 @@ def test_the_command_line_compares_and_says_where_the_table_is(
     )
     status, said = command("compare", "digits_lt", "--methods", "magic")
     assert (status, "--methods 'magic': must be all, or some of" in said) == (1, True)
+
+
+def test_one_of_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainerError, match=r"torchrun: compare works in one process, and this is one of 2; train each"):
+        compare_methods(wanted(tmp_path, methods=["linear"], runs=[]))
