@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -122,6 +122,15 @@ def test_train_evaluate_and_samples_from_a_folder(command: Command, tmp_path: Pa
     assert len(list((tmp_path / "samples").glob("*-class-*.png"))) == 2
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Whoever runs the tests in the background has them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupted_training_keeps_its_checkpoint_and_says_how_to_go_on(command: Command, tmp_path: Path) -> None:
     def interrupt() -> None:
         deadline = time.monotonic() + 60
