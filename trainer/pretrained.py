@@ -41,7 +41,7 @@ def load_weights(backbone: AnyBackbone, config: BackboneConfig, spec: InputSpec)
     source = Path(str(config.weights))
     if not source.exists():
         raise TrainerError(f"backbone.weights {source}: is not there; name a weights file, or the folder of a run")
-    weights = _run_weights(source, spec) if _is_run(source) else _file_weights(source)
+    weights = _run_weights(source, spec) if _is_run(source) else read_weights(source)
     wanted = backbone.state_dict()
     ignored = _classifier_keys(backbone)
     found = {}
@@ -107,7 +107,12 @@ def _run_weights(source: Path, spec: InputSpec) -> dict[str, Tensor]:
     return weights
 
 
-def _file_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Read tensors by name from a safetensors file, or from a torch file without running anything in it.
+
+    Raises:
+        TrainerError: no such file, one that cannot be read or would run code, or one that holds something else.
+    """
     if file.suffix != ".safetensors":
         content = read_torch_file(file)
         for key in WRAPPERS:
