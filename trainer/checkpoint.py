@@ -54,6 +54,8 @@ class Checkpoint:
         class_names, class_counts: of the training data [C].
         data_fingerprint: hash of the training data.
         epoch: whole epochs done.
+        step: steps done of the epoch after them.
+        place: what the rest of that epoch depends on (``trainer.epoch``), where steps are done.
         model: the classifier's state, its momentum direction included.
         optimizer: what it keeps (``optimizer_tensors``).
         average: the moving average of the weights while training goes on, where the recipe asks for one; at the end it
@@ -80,6 +82,8 @@ class Checkpoint:
     dataset_mean: Tensor | None = None
     sample_images: Tensor | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    step: int = 0
+    place: dict[str, Tensor] = field(default_factory=dict)
 
     def is_finished(self) -> bool:
         """Tell whether training has ended and alpha has been chosen."""
@@ -95,6 +99,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
     tensors |= {f"average.{name}": tensor for name, tensor in checkpoint.average.items()}
+    tensors |= {f"place.{name}": tensor for name, tensor in checkpoint.place.items()}
     extra = {"dataset_mean": checkpoint.dataset_mean, "sample_images": checkpoint.sample_images}
     tensors |= {name: tensor for name, tensor in extra.items() if tensor is not None}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -167,6 +172,7 @@ def _state(checkpoint: Checkpoint) -> dict[str, Any]:
         "class_counts": checkpoint.class_counts,
         "data_fingerprint": checkpoint.data_fingerprint,
         "epoch": checkpoint.epoch,
+        "step": checkpoint.step,
         "history": [asdict(record) for record in checkpoint.history],
         "seconds": checkpoint.seconds,
         "alphas": {direction: asdict(choice) for direction, choice in checkpoint.alphas.items()},
@@ -186,6 +192,7 @@ def _restore(state: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
         model=part("model."),
         optimizer=part("optimizer."),
         average=part("average."),
+        place=part("place."),
         dataset_mean=tensors.get("dataset_mean"),
         sample_images=tensors.get("sample_images"),
     )

@@ -72,6 +72,18 @@ class DataConfig(Section):
     validation_share: Share = Field(0, description="share of each class's training images held out to choose alpha")
     in_memory: bool = Field(True, description="hold all pixels on the device; else decode in worker processes")
     num_workers: int = Field(4, ge=0, le=1024)
+    stream: bool = Field(False, description="read parquet shards where they lie, a row group at a time")
+    shuffle_window: int = Field(
+        8192, ge=1, le=2**31, description="stream: pictures that are shuffled among each other, and held meanwhile"
+    )
+
+    @model_validator(mode="after")
+    def _stream_fits(self) -> Self:
+        if self.stream and self.in_memory:
+            raise ValueError("stream=true reads pictures as they are needed: set in_memory=false")
+        if self.stream and self.lists:
+            raise ValueError("stream=true reads parquet shards, and lists name single pictures; give one of them")
+        return self
 
 
 class AugmentConfig(Section):
@@ -234,6 +246,9 @@ class Recipe(Section):
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="torch.compile of the forward and backward pass; auto: on a GPU, as it is slower on a CPU"
     )
+    checkpoint_steps: int = Field(
+        0, ge=0, description="save also after so many steps within an epoch; needs data.in_memory=false; 0: do not"
+    )
     data: DataConfig
     input: InputSpec = Field(description="the pixels that the model sees, in training and in serving alike")
     augment: AugmentConfig = AugmentConfig()
@@ -251,6 +266,15 @@ class Recipe(Section):
             raise ValueError(
                 "augment.random_resized_crop and input.resize=shortest_side need data.in_memory=false: "
                 "pictures in memory have one size"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _place_in_the_epoch_is_known(self) -> Self:
+        if self.checkpoint_steps and self.data.in_memory:
+            raise ValueError(
+                f"checkpoint_steps={self.checkpoint_steps} needs data.in_memory=false: epochs of pictures in memory "
+                "are short, and a checkpoint follows each"
             )
         return self
 

@@ -24,6 +24,7 @@ from trainer.errors import TrainerError
 from trainer.long_tail import hold_out, select_long_tail
 from trainer.pixels import open_rgb, to_pixels
 from trainer.progress import track
+from trainer.shards import ShardPictures, order_by_groups
 from trainer.sources import load_source
 from trainer.table import Table
 
@@ -42,8 +43,14 @@ class Splits:
     class_counts: NDArray[np.int64]
 
     def fingerprint(self) -> str:
-        """Hash which pictures train the model: their bytes (or their paths in the source) and labels, in order."""
+        """Hash which pictures train the model: their bytes (or their paths in the source) and labels, in order.
+
+        Of shards, the rows and what ``Shards.fingerprint`` takes: reading all pictures would take hours.
+        """
         digest = hashlib.sha256(self.train.labels.tobytes())
+        if isinstance(self.train.rows, ShardPictures):
+            digest.update(self.train.rows.fingerprint())
+            return digest.hexdigest()
         pictures = [_content(row["image"] or {}) for row in self.train.rows]
         # What all paths begin with says where the pictures lie, not which they are.
         paths = [one for one in pictures if isinstance(one, str)]
@@ -115,23 +122,32 @@ class Pixels:
         whole, rest = divmod(len(self), self.recipe.batch_size)
         return whole + (rest >= max(2, world_size()))
 
-    def training(self, epoch: int) -> Iterator[Batch]:
+    def training(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield (pixels [N, 3, H, W] in [0, 1], labels [N]), shuffled and augmented by (seed, epoch) alone.
 
         Of several processes each yields its part of every batch. Pictures in memory are changed as a whole batch before
-        it is parted, so that they are those that one process would have seen.
+        it is parted, so that they are those that one process would have seen. ``first_step`` leaves out the batches
+        before it, where pictures are decoded as they are needed.
         """
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(_mix(self.recipe.seed, epoch)))
+        order = self._order(torch.Generator().manual_seed(_mix(self.recipe.seed, epoch)))
         torch.manual_seed(_mix(self.recipe.seed, epoch) + 1)
         batches = order.split(self.recipe.batch_size)[: self.steps_per_epoch()]
         if self._held is None:
-            yield from self._from_workers(tuple(part_of(rows) for rows in batches), epoch)
+            yield from self._from_workers(tuple(part_of(rows) for rows in batches[first_step:]), epoch)
             return
         for first in range(0, len(batches), POLICY_BATCHES):
             together = batches[first : first + POLICY_BATCHES]
             changed = self._policy(self._held[torch.cat(together).to(self.device)])
             for rows, pixels in zip(together, changed.split(self.recipe.batch_size), strict=True):
                 yield part_of(self._augment(to_unit_range(pixels))), self._labels[part_of(rows).to(self.device)]
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        rows = self.table.rows
+        if not isinstance(rows, ShardPictures):
+            return torch.randperm(len(self), generator=generator)
+        window = self.recipe.data.shuffle_window
+        groups = torch.from_numpy(rows.groups())
+        return order_by_groups(groups, batch_size=self.recipe.batch_size, window=window, generator=generator)
 
     def evaluation_steps(self) -> int:
         """Count the evaluation batches."""

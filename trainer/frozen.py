@@ -21,6 +21,7 @@ from trainer.errors import writing
 from trainer.inference import extract_features
 from trainer.model import LongTailClassifier
 from trainer.progress import console
+from trainer.shards import ShardPictures
 from trainer.table import Table
 
 
@@ -32,11 +33,11 @@ class KeptFeatures(Pixels):
         self._features = features.to(device)
         self._labels = torch.from_numpy(table.labels).to(device)
 
-    def training(self, epoch: int) -> Iterator[Batch]:
+    def training(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield (features [N, D], labels [N]), shuffled by (seed, epoch) alone."""
         seed = int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        for rows in order.to(self.device).split(self.recipe.batch_size)[: self.steps_per_epoch()]:
+        for rows in order.to(self.device).split(self.recipe.batch_size)[first_step : self.steps_per_epoch()]:
             part = part_of(rows)
             yield self._features[part], self._labels[part]
 
@@ -77,6 +78,9 @@ def _fingerprint(backbone: nn.Module, table: Table, recipe: Recipe) -> str:
     for name, tensor in backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    if isinstance(table.rows, ShardPictures):
+        digest.update(table.rows.fingerprint())
+        return digest.hexdigest()[:16]
     for row in table.rows:
         digest.update(_content(row["image"] or {}))
     return digest.hexdigest()[:16]

@@ -14,7 +14,14 @@ from trainer.errors import TrainerError
 TRAINING_VERSION = 1
 """Raised by hand when a change of the code changes what training gives for the same recipe and data."""
 
-NOT_IN_KEY: dict[str, bool | set[str]] = {"name": True, "alpha": True, "data": True, "loss": True, "input": {"decoder"}}
+NOT_IN_KEY: dict[str, bool | set[str]] = {
+    "name": True,
+    "alpha": True,
+    "data": True,
+    "loss": True,
+    "input": {"decoder"},
+    "checkpoint_steps": True,
+}
 """What does not change the weights, as all decoders give the same pixels; data and loss are added in their own form."""
 
 
@@ -90,6 +97,8 @@ def training_key(recipe: Recipe, data_fingerprint: str) -> str:
     if recipe.backbone.weights:
         settings["backbone"]["weights"] = _weights_hash(Path(recipe.backbone.weights))
     settings |= {"loss": loss, "in_memory": recipe.data.in_memory, "data": data_fingerprint}
+    if recipe.data.stream:
+        settings["shuffle_window"] = recipe.data.shuffle_window
     content = json.dumps({"version": TRAINING_VERSION, **settings}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 

@@ -84,7 +84,10 @@ def _train(recipe: Recipe, splits: Splits, folder: Path, device: torch.device, *
     try:
         training.run(train, folder)
     except KeyboardInterrupt:
-        console.print(f"stopped after {training.checkpoint.epoch} whole epochs; go on with --resume", soft_wrap=True)
+        steps = f" and {training.checkpoint.step} steps" if training.checkpoint.step else ""
+        console.print(
+            f"stopped after {training.checkpoint.epoch} whole epochs{steps}; go on with --resume", soft_wrap=True
+        )
         raise
     checkpoint = training.checkpoint
     if not checkpoint.is_finished():
@@ -165,10 +168,11 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 
 def _announce(recipe: Recipe, splits: Splits, checkpoint: Checkpoint, device: torch.device, folder: Path) -> None:
     counts = splits.class_counts
+    steps = f" and {checkpoint.step} steps" if checkpoint.step else ""
     console.print(
         f"{recipe.name}: {counts.sum()} training images of {len(counts)} classes ({counts.max()} to {counts.min()} "
         f"each), seed {recipe.seed}, {device.type}, {checkpoint.versions['precision']}; {checkpoint.epoch} of "
-        f"{recipe.schedule.epochs} epochs done, into {folder}",
+        f"{recipe.schedule.epochs} epochs{steps} done, into {folder}",
         soft_wrap=True,
     )
 

@@ -21,7 +21,7 @@ class ShotStatistics:
         groups = [shot_group_of(count) for count in class_counts]
         self.names: list[str] = [name for name in ("many", "medium", "few") if name in groups]
         self._group = torch.tensor([self.names.index(name) for name in groups], device=device)
-        self._sums = torch.zeros(3, len(self.names), device=device)
+        self.sums = torch.zeros(3, len(self.names), device=device)
 
     @torch.no_grad()
     def add(self, logits: Tensor, features: Tensor, labels: Tensor, head: Classifier) -> None:
@@ -30,12 +30,12 @@ class ShotStatistics:
         direction = unit(head.momentum_direction.view(head.num_heads, -1))
         cosine = (unit(slices) * direction).sum(dim=-1).mean(dim=-1)
         right = (logits.detach().argmax(dim=1) == labels).float()
-        self._sums.index_add_(1, self._group[labels], torch.stack((torch.ones_like(right), right, cosine)))
+        self.sums.index_add_(1, self._group[labels], torch.stack((torch.ones_like(right), right, cosine)))
 
     def means(self) -> tuple[dict[str, float], dict[str, float]]:
         """Give accuracy and mean confounder cosine by shot group since the last call, and begin again."""
-        images, right, cosine = summed(self._sums).tolist()
-        self._sums.zero_()
+        images, right, cosine = summed(self.sums).tolist()
+        self.sums.zero_()
         seen = [(name, place) for place, name in enumerate(self.names) if images[place]]
         accuracy = {name: right[place] / images[place] for name, place in seen}
         return accuracy, {name: cosine[place] / images[place] for name, place in seen}

@@ -18,6 +18,7 @@ from service.bundle import ClassInfo
 from trainer.config import DataConfig, Lists
 from trainer.errors import TrainerError
 from trainer.progress import console
+from trainer.shards import Shards
 from trainer.table import Table
 
 LIST_LINE = re.compile(r"(?P<path>.+?)\s+(?P<label>[0-9]{1,9})")
@@ -48,6 +49,8 @@ def load_source(config: DataConfig) -> Source:
     if config.lists is not None:
         splits = _list_files(folder, config.lists)
         return _from_splits(splits, config, _listed_names(folder, config.lists.class_names))
+    if config.stream:
+        return _from_splits(_shards(folder, config), config)
     if folder.is_dir():
         return _from_splits(_local(folder), config)
     if folder.exists() or config.source.startswith((".", "/", "~")):
@@ -65,11 +68,22 @@ def _hub(name: str) -> DatasetDict:
         ) from error
 
 
+def _parquet(folder: Path) -> dict[str, list[str]]:
+    files = {ours: sorted(str(file) for file in folder.rglob(f"{prefix}*.parquet")) for ours, prefix in SPLITS.items()}
+    return {split: found for split, found in files.items() if found}
+
+
+def _shards(folder: Path, config: DataConfig) -> dict[str, Shards]:
+    found = _parquet(folder)
+    if not found:
+        raise TrainerError(
+            f"data.stream: {config.source} is no folder with train*.parquet and test*.parquet; give one by --data"
+        )
+    return {split: Shards([Path(file) for file in files], config.shuffle_window) for split, files in found.items()}
+
+
 def _local(folder: Path) -> DatasetDict:
-    parquet = {
-        ours: sorted(str(file) for file in folder.rglob(f"{prefix}*.parquet")) for ours, prefix in SPLITS.items()
-    }
-    found = {split: files for split, files in parquet.items() if files}
+    found = _parquet(folder)
     try:
         return _load("parquet", data_files=found) if found else _load("imagefolder", data_dir=str(folder))
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
@@ -150,7 +164,7 @@ def _read_lines(file: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
-def _from_splits(splits: DatasetDict, config: DataConfig, names: list[str] | None = None) -> Source:
+def _from_splits(splits: DatasetDict | dict[str, Shards], config: DataConfig, names: list[str] | None = None) -> Source:
     for required in ("train", "test"):
         if required not in splits:
             raise TrainerError(f"data.source: {config.source} has no {required} split, only {', '.join(splits)}")
@@ -163,7 +177,7 @@ def _from_splits(splits: DatasetDict, config: DataConfig, names: list[str] | Non
     return Source(tables["train"], tables["test"], tables.get("validation"), names)
 
 
-def _columns(rows: Dataset, config: DataConfig) -> tuple[str, str]:
+def _columns(rows: Dataset | Shards, config: DataConfig) -> tuple[str, str]:
     images = [name for name, feature in rows.features.items() if isinstance(feature, Image) or "bytes" in str(feature)]
     labels = [name for name, feature in rows.features.items() if isinstance(feature, ClassLabel)]
     labels = labels or [name for name, feature in rows.features.items() if str(feature).startswith("Value('int")]

@@ -9,6 +9,7 @@ from datasets import Dataset, Image
 from numpy.typing import NDArray
 
 from trainer.errors import TrainerError
+from trainer.shards import ShardPictures, Shards
 
 
 @dataclass(frozen=True)
@@ -17,18 +18,18 @@ class Table:
 
     Args:
         split: train, test or validation.
-        rows: the column ``image`` with the bytes or the path of each picture [N].
+        rows: the column ``image`` with the bytes or the path of each picture [N]: read at once, or from shards.
         labels: the class of each picture [N].
         numbers: the number that each row has in its source [N].
     """
 
     split: str
-    rows: Dataset
+    rows: Dataset | ShardPictures
     labels: NDArray[np.int64]
     numbers: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Dataset, *, image: str, label: str, split: str) -> "Table":
+    def of(cls, rows: Dataset | Shards, *, image: str, label: str, split: str) -> "Table":
         """Read two columns of a data set.
 
         Raises:
@@ -42,7 +43,7 @@ class Table:
                 )
         if not len(rows):
             raise TrainerError(f"data.source: the {split} split is empty; it must hold at least one picture")
-        labels = np.asarray(rows.with_format("numpy")[label][:])
+        labels = rows.column(label) if isinstance(rows, Shards) else np.asarray(rows.with_format("numpy")[label][:])
         if labels.dtype.kind not in "iu":
             raise TrainerError(
                 f"data.label_column: {label!r} of the {split} split must hold a whole number in every row, "
@@ -82,8 +83,10 @@ class Table:
         return f"{row} ({path})" if path else row
 
 
-def _pictures(rows: Dataset, image: str) -> Dataset:
+def _pictures(rows: Dataset | Shards, image: str) -> Dataset | ShardPictures:
     try:
+        if isinstance(rows, Shards):
+            return rows.pictures(image)
         return rows.select_columns([image]).rename_columns({image: "image"}).cast_column("image", Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise TrainerError(

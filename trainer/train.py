@@ -30,9 +30,9 @@ from trainer.distributed import (
     share_batch_statistics,
     share_of_loss,
     spread,
-    summed,
     world_size,
 )
+from trainer.epoch import EpochTally, random_state, restore_random
 from trainer.errors import TrainerError
 from trainer.events import EventLog
 from trainer.losses import create_loss
@@ -93,6 +93,7 @@ class Training:
             self.average.load(saved.average)
         self.checkpoint = saved
         refuse_disagreement("finished epochs", saved.epoch, self.device)
+        refuse_disagreement("finished steps", saved.step, self.device)
 
     def run(self, train: Pixels, folder: Path) -> None:
         """Train the epochs that are left, with a checkpoint after each."""
@@ -101,7 +102,7 @@ class Training:
         with log as events, progress_bar() as bar:
             task = bar.add_task("training", total=epochs, completed=self.checkpoint.epoch)
             for epoch in range(self.checkpoint.epoch, epochs):
-                record = self._epoch(train, epoch)
+                record = self._epoch(train, epoch, folder)
                 self._record(record, folder)
                 if events:
                     events.add(record)
@@ -128,33 +129,51 @@ class Training:
             self.model.head.update_direction(batch_mean(features), momentum_decay=decay)
         self.checkpoint.model, self.checkpoint.average = self.model.state_dict(), {}
 
-    def _epoch(self, train: Pixels, epoch: int) -> EpochRecord:
+    def _epoch(self, train: Pixels, epoch: int, folder: Path | None = None) -> EpochRecord:
         self.model.train()
-        started, steps = time.monotonic(), train.steps_per_epoch()
-        losses, correct, seen = [], torch.zeros((), device=self.device), 0
-        rate = 0.0
-        for step, (pixels, labels) in enumerate(train.training(epoch)):
-            rate = learning_rate(self.recipe.optimizer, self.recipe.schedule, epoch + step / steps)
-            mixed, mixture = mix(self.recipe.augment, pixels, (epoch + step / steps) / self.recipe.schedule.epochs)
+        tally = EpochTally(self._shots, self.device)
+        steps, first = train.steps_per_epoch(), self.checkpoint.step
+        if first:
+            tally.load(self.checkpoint.place)
+        images, rate, timer = 0, 0.0, _Timer(self.checkpoint)
+        for step, (pixels, labels) in enumerate(train.training(epoch, first), start=first):
+            if step == first > 0:  # not before: an epoch draws numbers where it begins
+                restore_random(self.checkpoint.place, self.device)
+            progress = epoch + step / steps
+            rate = learning_rate(self.recipe.optimizer, self.recipe.schedule, progress)
+            mixed, mixture = mix(self.recipe.augment, pixels, progress / self.recipe.schedule.epochs)
             loss, logits = self._step(mixed, labels, rate, mixture)
             if self.average:
                 self.average.update(epoch * steps + step)
-            losses.append(loss)
-            correct += (logits.argmax(dim=1) == labels).sum()
-            seen += len(labels)
-        right, images = summed(torch.stack((correct, torch.tensor(seen, device=self.device)))).tolist()
-        seconds = time.monotonic() - started
-        self.checkpoint.seconds += seconds
+            tally.add(loss, logits, labels)
+            images += len(labels)
+            if folder and self._is_due(step + 1) and step + 1 < steps:
+                timer.stop()
+                self._save_place(step + 1, tally, folder)
+        state = tally.state()
+        right, seen = state["counts"].tolist()
+        seconds = timer.stop()
         accuracy, cosine = self._shots.means()
         return EpochRecord(
             epoch=epoch,
-            losses=(summed(torch.stack(losses)) / world_size()).tolist(),
+            losses=state["losses"].tolist(),
             learning_rate=rate,
-            train_accuracy=right / images,
-            images_per_second=images / seconds,
+            train_accuracy=right / seen,
+            images_per_second=images * world_size() / seconds,
             accuracy_by_group=accuracy,
             cosine_by_group=cosine,
         )
+
+    def _is_due(self, step: int) -> bool:
+        every = self.recipe.checkpoint_steps
+        return every > 0 and step % every == 0
+
+    def _save_place(self, step: int, tally: EpochTally, folder: Path) -> None:
+        """Save a checkpoint within an epoch, with all that the rest of the epoch depends on."""
+        state = tally.state()
+        self._refuse_divergence(self.checkpoint.epoch, state["losses"].tolist())
+        self.checkpoint.step, self.checkpoint.place = step, state | random_state(self.device)
+        self._save(folder)
 
     def _step(
         self, pixels: Tensor, labels: Tensor, rate: float, mixture: Mixture | None = None
@@ -184,18 +203,38 @@ class Training:
         return logits, features
 
     def _record(self, record: EpochRecord, folder: Path) -> None:
-        if not all(map(_is_finite, record.losses)):
+        self._refuse_divergence(record.epoch, record.losses)
+        self.checkpoint.epoch, self.checkpoint.step, self.checkpoint.place = record.epoch + 1, 0, {}
+        self.checkpoint.history.append(record)
+        self._save(folder)
+
+    def _refuse_divergence(self, epoch: int, losses: list[float]) -> None:
+        if not all(map(_is_finite, losses)):
             raise TrainerError(
-                f"the loss became {record.losses[-1]} in epoch {record.epoch + 1}; the last checkpoint is kept. "
+                f"the loss became {losses[-1]} in epoch {epoch + 1}; the last checkpoint is kept. "
                 f"Lower optimizer.learning_rate ({self.recipe.optimizer.learning_rate}) or set precision=fp32"
             )
-        self.checkpoint.epoch = record.epoch + 1
-        self.checkpoint.history.append(record)
+
+    def _save(self, folder: Path) -> None:
         self.checkpoint.model = self.model.state_dict()
         self.checkpoint.optimizer = optimizer_tensors(self.model, self.optimizer)
         self.checkpoint.average = self.average.state if self.average else {}
         if is_first():
             save_checkpoint(self.checkpoint, folder)
+
+
+class _Timer:
+    """Adds the time since it was made, or since the last stop, to what the training took."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.began, self.last = checkpoint, time.monotonic(), time.monotonic()
+
+    def stop(self) -> float:
+        """Give the seconds since it was made."""
+        now = time.monotonic()
+        self.checkpoint.seconds += now - self.last
+        self.last = now
+        return now - self.began
 
 
 def choose_device(name: str) -> torch.device:
@@ -236,7 +275,7 @@ def _refuse_other_run(saved: Checkpoint, wanted: Checkpoint) -> None:
     before, now = _flat(saved.recipe.model_dump(mode="json")), _flat(wanted.recipe.model_dump(mode="json"))
     # Where the pictures lie may change; which pictures they are may not, and the fingerprint holds that. All decoders
     # give the same pixels.
-    may_change = ("data.source", "data.num_workers", "input.decoder")
+    may_change = ("data.source", "data.num_workers", "input.decoder", "checkpoint_steps")
     differing = [key for key in now if before.get(key) != now[key] and key not in may_change]
     if differing:
         changes = "; ".join(f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in differing)

@@ -24,10 +24,10 @@ def normalised(layer: nn.BatchNorm2d) -> dict[str, torch.Tensor]:
     return {"squares": squares, "mean": layer.running_mean, "variance": layer.running_var}  # type: ignore[dict-item]
 
 
-def steps() -> dict[str, torch.Tensor]:
+def steps(*settings: str) -> dict[str, torch.Tensor]:
     """Losses and momentum direction of three steps of 31 images, so that parts are uneven."""
     device = torch.device("cpu")
-    recipe = tiny_recipe("batch_size=31", "averaging.decay=0.9")
+    recipe = tiny_recipe("batch_size=31", "averaging.decay=0.9", *settings)
     splits = load_splits(recipe)
     training = Training(recipe, splits, device)
     train = Pixels(splits.train, recipe, device, name="digits")
@@ -39,9 +39,14 @@ def steps() -> dict[str, torch.Tensor]:
     }
 
 
+def sharp_losses() -> dict[str, torch.Tensor]:
+    """Losses of three sharpness-aware steps."""
+    return {"sharp_losses": steps("optimizer.sharpness_rho=0.3")["losses"]}
+
+
 if __name__ == "__main__":
     join_processes(torch.device("cpu"), 31)
-    results = steps() | normalised(WholeBatchNorm2d(3))
+    results = steps() | sharp_losses() | normalised(WholeBatchNorm2d(3))
     everyones = summed(results["direction"]) / world_size()
     results["direction_apart"] = (everyones - results["direction"]).abs().max()
     if is_first():

@@ -27,10 +27,10 @@ class StopsAfter(Pixels):
 
     last_epoch = math.inf
 
-    def training(self, epoch: int):  # noqa: ANN201 - as in Pixels
+    def training(self, epoch: int, first_step: int = 0):  # noqa: ANN201 - as in Pixels
         if epoch >= self.last_epoch:
             raise StoppedError
-        return super().training(epoch)
+        return super().training(epoch, first_step)
 
 
 def train(recipe: Recipe, splits: Splits, folder: Path, *, stop_after: float = math.inf) -> Checkpoint:
@@ -248,8 +248,8 @@ def test_the_place_of_the_data_and_the_number_of_workers_may_change(finished_run
 
 def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_kept(tmp_path: Path, digits: Splits) -> None:
     class Poisoned(Pixels):
-        def training(self, epoch: int):  # noqa: ANN202 - as in Pixels
-            for pixels, labels in super().training(epoch):
+        def training(self, epoch: int, first_step: int = 0):  # noqa: ANN202 - as in Pixels
+            for pixels, labels in super().training(epoch, first_step):
                 yield pixels * (math.nan if epoch == 1 else 1), labels
 
     recipe = tiny_recipe()

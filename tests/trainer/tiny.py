@@ -72,3 +72,18 @@ def write_lists(folder: Path, *, train: str, test: str = "a.png 0\nb.png 1\n", *
     for name, text in {"train": train, "test": test, **others}.items():
         (folder / f"{name}.txt").write_text(text)
     return folder
+
+
+def write_shards(folder: Path, *, shards: int = 3, rows: int = 20, group: int = 5, classes: int = 3) -> Path:
+    """Training shards of small row groups, and a test split of one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        first = shard * rows
+        table = pa.table(columns([row % classes for row in range(first, first + rows)], first=first))
+        pq.write_table(table, folder / f"train-{shard}.parquet", row_group_size=group)
+    test = pa.table(columns([row % classes for row in range(9)], first=5000))
+    pq.write_table(test, folder / "test.parquet", row_group_size=group)
+    return folder
+
+
+STREAMED = ("data.stream=true", "data.in_memory=false", "data.num_workers=0", "data.shuffle_window=16", *NO_TAIL)
