@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage
 from service.jpeg import JpegHead, decode_rgb, is_jpeg, read_head
-from service.plain_png import count_png_chunks, decode_plain_png, lacks_pixels
+from service.plain_png import PlainPngDecoder, count_png_chunks, lacks_pixels
 
 Pixels = NDArray[np.uint8]
 
@@ -61,6 +61,7 @@ class ImageDecoder:
         size = spec.width, spec.height
         # A picture of the input's size from which nothing is resized or cropped: to find that out each time takes 4 us.
         self._as_it_is = size if spec.geometry(*size) == (size, (0, 0, *size)) else None
+        self._decode_plain_png = PlainPngDecoder().decode
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         Image.MAX_IMAGE_PIXELS = None
 
@@ -75,7 +76,7 @@ class ImageDecoder:
             InvalidImage: it is broken, animated, or of another format.
             ImageTooLarge: it has too many pixels.
         """
-        plain = decode_plain_png(data, self._inline_pixels) if len(data) <= _INLINE_BYTES else None
+        plain = self._decode_plain_png(data, self._inline_pixels) if len(data) <= _INLINE_BYTES else None
         if plain is not None:
             if plain.size == self._as_it_is:
                 return _array(plain)

@@ -29,36 +29,53 @@ _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Each pass of an interlaced picture: its first column and row, and the steps to the next."""
 _AT_A_TIME = 1 << 16
+_MARK = (1, 2, 3)
 
 
-def decode_plain_png(data: bytes, most_pixels: int) -> Image.Image | None:
-    """Return the picture, or None where it is no such PNG, has more pixels, or anything is wrong with it.
+class PlainPngDecoder:
+    """Decodes into one picture again and again: what it returns holds until it is asked the next time."""
 
-    >>> decode_plain_png(b"GIF89a", 100) is None
-    True
-    """
-    if not data.startswith(_SIGNATURE):
-        return None
-    try:
-        width, height, *kind = _HEADER.unpack_from(data, 16)
-        if tuple(kind) != _PLAIN or not 0 < width * height <= most_pixels:
+    def __init__(self) -> None:
+        self._canvas = Image.new("RGB", (1, 1))
+
+    def decode(self, data: bytes, most_pixels: int) -> Image.Image | None:
+        """Return the picture, or None where it is no such PNG, has more pixels, or anything is wrong with it.
+
+        >>> PlainPngDecoder().decode(b"GIF89a", 100) is None
+        True
+        """
+        if not data.startswith(_SIGNATURE):
             return None
-        pixels = _compressed_pixels(data)
-        if pixels is None:
+        try:
+            width, height, *kind = _HEADER.unpack_from(data, 16)
+            if tuple(kind) != _PLAIN or not 0 < width * height <= most_pixels:
+                return None
+            pixels = _compressed_pixels(data)
+            if pixels is None:
+                return None
+            if self._canvas.size != (width, height):
+                self._canvas = Image.new("RGB", (width, height))
+            return self._filled(pixels)
+        except (struct.error, zlib.error, ValueError, OSError):
             return None
-        if not _is_whole(pixels, height * (1 + 3 * width)):
+
+    def _filled(self, pixels: bytes) -> Image.Image | None:
+        """Return the canvas with these pixels; None where they do not fill it.
+
+        Pillow writes row by row and stops in silence where the data end, so a mark in the last row tells; if it is
+        still there it may be the picture's own, and counting settles it.
+        """
+        canvas, last_row = self._canvas, (0, self._canvas.height - 1)
+        canvas.putpixel(last_row, _MARK)
+        canvas.frombytes(pixels, "zip", "RGB", 0)
+        if canvas.getpixel(last_row) == _MARK and not _is_whole(pixels, canvas.height * (1 + 3 * canvas.width)):
             return None
-        image = Image.new("RGB", (width, height), None)  # not filled: the pixels follow
-        image.frombytes(pixels, "zip", "RGB", 0)
-    except (struct.error, zlib.error, ValueError, OSError):
-        return None
-    return image
+        return canvas
 
 
 def _is_whole(pixels: bytes, size: int) -> bool:
-    """Return whether they unpack to just so many bytes, with the right checksum: Pillow leaves rows out in silence."""
-    unpacking = zlib.decompressobj()
-    return len(unpacking.decompress(pixels, size + 1)) == size and unpacking.eof and not unpacking.unused_data
+    """Return whether they unpack to so many bytes."""
+    return len(zlib.decompressobj().decompress(pixels, size)) == size
 
 
 def _compressed_pixels(data: bytes) -> bytes | None:

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from service.plain_png import decode_plain_png, lacks_pixels
+from service.plain_png import PlainPngDecoder, lacks_pixels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
+PIXELS_IN_ROWS = b"".join(b"\0" + row.tobytes() for row in PIXELS)
 MANY = 10_000
+
+
+def decode_plain_png(data: bytes, most_pixels: int) -> Image.Image | None:
+    return PlainPngDecoder().decode(data, most_pixels)
 
 
 def png(**options: object) -> bytes:
@@ -128,9 +133,35 @@ def test_a_chunk_of_another_length_is_left_to_pillow(name: bytes, size: int) -> 
         assert decode_plain_png(with_chunk(name, bytes(other)), MANY) is None
 
 
-def test_bytes_behind_the_pixels_and_a_wrong_checksum_are_left_to_pillow() -> None:
-    whole = with_pixels(bytes(WHOLE[0]))
-    assert decode_plain_png(whole, MANY) is not None
-    content = zlib.compress(bytes(WHOLE[0]))
-    for wrong in (content + b"x", content[:-4] + b"abcd", content[:-4]):
-        assert decode_plain_png(whole[:33] + chunk(b"IDAT", wrong) + chunk(b"IEND", b""), MANY) is None
+@pytest.mark.parametrize("wrong", ["a byte behind", "another checksum", "no checksum", "cut before it"])
+def test_bytes_behind_the_pixels_and_their_checksum_matter_as_to_pillow(wrong: str) -> None:
+    content = zlib.compress(PIXELS_IN_ROWS)
+    content = {
+        "a byte behind": content + b"x",
+        "another checksum": content[:-4] + b"abcd",
+        "no checksum": content[:-4],
+        "cut before it": content[:-9],
+    }[wrong]
+    data = png()[:33] + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    found = decode_plain_png(data, MANY)
+    try:
+        whole = Image.open(io.BytesIO(data))
+        whole.load()
+    except OSError:
+        assert found is None
+    else:
+        assert not lacks_pixels(data)
+        assert pixels_of(found) == pixels_of(whole) == PIXELS.tolist()
+
+
+def test_a_decoder_that_is_used_again_tells_missing_rows_from_those_of_the_picture_before() -> None:
+    decoder = PlainPngDecoder()
+    row = 1 + 3 * 17
+    for last in ((1, 2, 3), (9, 9, 9)):  # also where the picture's own last row bears the decoder's mark
+        raw = bytes(WHOLE[0] - row) + b"\0" + bytes(last) * 17
+        picture = decoder.decode(with_pixels(raw), MANY)
+        assert picture is not None
+        assert picture.getpixel((0, 16)) == last
+        assert decoder.decode(with_pixels(raw[:-row]), MANY) is None
+        assert decoder.decode(with_pixels(raw[:-1]), MANY) is None
+    assert pixels_of(decoder.decode(png(), MANY)) == PIXELS.tolist()
