@@ -356,6 +356,7 @@ class Admission(Generic[Item, Result]):
             return [await entry.future for entry in self._entries]
         finally:
             self._timer.cancel()
+            self._when_long = None  # knows this admission, and neither would go before garbage is looked for
             self.cancel()
 
     def cancel(self) -> None:

@@ -25,9 +25,9 @@ from service.tracing import Tracing
 
 PREDICT = "/predict"
 WHOLE_ANSWER = "evenkeel.whole_answer"
-"""Extension of a scope by which a server takes an answer whole: `f(status, headers, body)` returns whether it did.
+"""Extension of a scope by which a server takes an answer whole: `f(status, lines, body)` returns whether it did.
 
-Names and values must be clean and the content-length among them: nothing is checked any more.
+The lines of the head must be clean, each with its end, and the content-length among them: nothing is checked any more.
 """
 
 
@@ -59,11 +59,11 @@ class FrontDoor(FastAPI):
         if path == PREDICT and scope["method"] == "POST":
             response = await _predict(request)
             count(path, response.status_code)
-            response.raw_headers += security_headers.OF_DATA + exchange.headers()
             if followed:
                 followed(path, response.status_code)
             whole = (scope.get("extensions") or {}).get(WHOLE_ANSWER)
-            if not (whole and whole(response.status_code, response.raw_headers, response.body)):
+            if not (whole and whole(response.status_code, _lines(response, exchange), response.body)):
+                response.raw_headers += security_headers.OF_DATA + exchange.headers()
                 await response(scope, receive, send)
             return
 
@@ -96,6 +96,11 @@ class FrontDoor(FastAPI):
         """Return the template of the path that was taken, such as /v2/models/{name}."""
         path = getattr(scope.get("route"), "path", scope["path"])
         return path if path in self.counted_routes else "other"
+
+
+def _lines(response: Response, exchange: Exchange) -> bytes:
+    own = [b"%b: %b\r\n" % header for header in response.raw_headers]
+    return b"".join((*own, security_headers.LINES_OF_DATA, exchange.lines()))
 
 
 class _Request(Request):

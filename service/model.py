@@ -115,12 +115,12 @@ class OnnxModel:
             size = next(size for size in self._batch_sizes if size >= count)
         if size > count:
             images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
-        inputs = {"image": np.ascontiguousarray(images)}
-        for position, name in enumerate(("alpha", "prior_strength")):
-            inputs[name] = np.zeros(size, np.float32)
-            if knobs is not None:
-                inputs[name][:count] = knobs[position]
-        return [output[:count] for output in self._call(outputs, inputs)]
+        alpha = strength = np.zeros(size, np.float32)
+        if knobs is not None:
+            alpha, strength = (np.pad(knob, (0, size - count)) for knob in knobs)
+        inputs = {"image": np.ascontiguousarray(images), "alpha": alpha, "prior_strength": strength}
+        found = self._call(outputs, inputs)
+        return found if size == count else [output[:count] for output in found]
 
     def _call(self, outputs: tuple[str, ...], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         if self.provider == "cpu":

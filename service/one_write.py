@@ -9,13 +9,12 @@ It knows nothing of what is answered.
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from weakref import ReferenceType, ref
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.front_door import WHOLE_ANSWER
 from service.routes.forms import WHOLE_BODY
-
-Headers = list[tuple[bytes, bytes]]
 
 _HEAD = b"HTTP/1."
 
@@ -32,13 +31,19 @@ class OneWriteProtocol(HttpToolsProtocol):
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before:
-            self.scope["extensions"] = {WHOLE_ANSWER: _whole(self, self.cycle), WHOLE_BODY: _body(self.cycle)}  # type: ignore[dict-item]
+            known = ref(self.cycle)
+            self.scope["extensions"] = {WHOLE_ANSWER: _whole(self, known), WHOLE_BODY: _body(known)}  # type: ignore[dict-item]
 
 
-def _body(cycle: RequestResponseCycle) -> Callable[[], bytes | None]:
+# What a request's scope holds must not hold the request: such a circle, body and all, is memory that goes only when
+# garbage is looked for, and the requests until then find none that is still warm in the processor's cache.
+
+
+def _body(known: ReferenceType[RequestResponseCycle]) -> Callable[[], bytes | None]:
     def take() -> bytes | None:
         """Return the body if all of it has come; `receive` then waits for the client's leaving."""
-        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+        cycle = known()
+        if cycle is None or cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
             return None
         cycle.flow.resume_reading()
         cycle.message_event.clear()
@@ -48,17 +53,18 @@ def _body(cycle: RequestResponseCycle) -> Callable[[], bytes | None]:
     return take
 
 
-def _whole(protocol: OneWriteProtocol, cycle: RequestResponseCycle) -> Callable[[int, Headers, bytes], bool]:
-    def answer(status: int, headers: Headers, body: bytes) -> bool:
-        plain = cycle.keep_alive and not (cycle.response_started or cycle.waiting_for_100_continue)
-        if not plain or cycle.disconnected or cycle.flow.write_paused:
+def _whole(
+    protocol: OneWriteProtocol, known: ReferenceType[RequestResponseCycle]
+) -> Callable[[int, bytes, bytes], bool]:
+    def answer(status: int, lines: bytes, body: bytes) -> bool:
+        cycle = known()
+        if cycle is None or cycle.disconnected or cycle.flow.write_paused:
             return False
-        lines = [STATUS_LINE[status]]
-        for name, value in (*cycle.default_headers, *headers):
-            lines += (name, b": ", value, b"\r\n")
-        lines += (b"\r\n", body)
+        if not cycle.keep_alive or cycle.response_started or cycle.waiting_for_100_continue:
+            return False
+        own = [b"%b: %b\r\n" % header for header in cycle.default_headers]
         cycle.response_started = cycle.response_complete = True
-        protocol.transport.write(b"".join(lines))
+        protocol.transport.write(b"".join((STATUS_LINE[status], *own, lines, b"\r\n", body)))
         cycle.message_event.set()
         cycle.on_response()
         return True

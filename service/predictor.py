@@ -75,7 +75,7 @@ class Predictor:
 
     def run(self, works: Sequence[Work]) -> list[Outcome]:
         """Run the model once for all and give each what it wants."""
-        images = np.stack([work.pixels for work in works])
+        images = np.array([work.pixels for work in works])
         wanted = {work.wants for work in works}
         if wanted == {"score"}:
             return [*self._scores(self._model.branches(images), [work.knobs for work in works])]

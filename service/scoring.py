@@ -6,7 +6,6 @@ Vectorised over the batch. It knows neither the model nor HTTP.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +41,7 @@ class Branches(NamedTuple):
     confounder_cosine: NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Score:
+class Score(NamedTuple):
     """What is said of one picture.
 
     Attributes:
@@ -65,8 +63,10 @@ class Score:
     counterfactual_logits: NDArray[np.float32]
 
 
-def offsets(knobs: Sequence[Knobs], log_class_share: Floats) -> Floats:
-    """Return what each picture's knobs add to its logits whatever its alpha, [N, C]."""
+def offsets(knobs: Sequence[Knobs], log_class_share: Floats) -> Floats | float:
+    """Return what each picture's knobs add to its logits whatever its alpha, [N, C]; 0 if nothing to any."""
+    if not any(each.prior_strength or each.log_target is not None for each in knobs):
+        return 0.0
     strengths = np.array([each.prior_strength for each in knobs], dtype=np.float64)[:, None]
     added: Floats = strengths * -log_class_share
     for row, each in enumerate(knobs):
@@ -96,25 +96,27 @@ def score(
     Raises:
         ValueError: the model gave a NaN or an infinity.
     """
-    alpha = np.array([each.alpha for each in knobs], dtype=np.float64)[:, None]
-    plain = branches.factual_logits + offsets(knobs, log_class_share)
+    alpha = np.array([[each.alpha] for each in knobs], dtype=np.float64)
+    plain = branches.factual_logits.astype(np.float64) + offsets(knobs, log_class_share)
     counterfactual = branches.counterfactual_logits.astype(np.float64)
     logits = plain - alpha * counterfactual
     envelopes = upper_envelopes(plain, counterfactual, low=low, high=high)
-    below_highest = logits - logits.max(axis=1, keepdims=True)
+    # ufuncs' own reductions: the methods of arrays come to the same by way of Python.
+    below_highest = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
     if calibration is not None:
-        strength = np.array([each.prior_strength for each in knobs], dtype=np.float64)[:, None]
+        strength = np.array([[each.prior_strength] for each in knobs], dtype=np.float64)
         below_highest /= calibration.temperature(alpha, strength)
     weights = np.exp(below_highest)
+    cosine = branches.confounder_cosine
     return [
         Score(*row)
         for row in zip(
             (-logits).argsort(axis=1, kind="stable"),
             logits,
-            weights / weights.sum(axis=1, keepdims=True),
+            weights / np.add.reduce(weights, axis=1, keepdims=True),
             plain.argmax(axis=1).tolist(),
             envelopes,
-            branches.confounder_cosine.mean(axis=1).tolist(),
+            (np.add.reduce(cosine, axis=1) / cosine.shape[1]).tolist(),
             branches.factual_logits,
             branches.counterfactual_logits,
             strict=True,

@@ -11,6 +11,10 @@ OF_DATA: Headers = [_NO_SNIFFING, _NO_REFERRER, _OWN_ORIGIN, _NOTHING_AT_ALL]
 """For whatever is no page: a page says itself what it may load."""
 
 
+LINES_OF_DATA = b"".join(b"%b: %b\r\n" % header for header in OF_DATA)
+"""The same as lines of a head."""
+
+
 def missing(headers: Headers) -> Headers:
     """Return what an answer with these headers still lacks.
 

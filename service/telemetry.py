@@ -23,6 +23,10 @@ access = logging.getLogger("service.access")
 
 _ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_TIMES = (
+    b"server-timing: decode;dur=%b, queue;dur=%b, inference;dur=%b, total;dur=%b\r\n"
+    b"x-decode-time: %b\r\nx-queue-time: %b\r\nx-inference-time: %b\r\nx-total-time: %b\r\n"
+)
 _PREFIX = os.urandom(6).hex()
 _numbers = itertools.count(1)
 _current: ContextVar["Exchange | None"] = ContextVar("exchange", default=None)
@@ -80,24 +84,20 @@ class Exchange:
         _current.set(exchange)
         return exchange
 
-    def headers(self) -> Headers:
-        """Return what the answer says of all this."""
-        said = [(b"x-request-id", self.request_id.encode())]
+    def lines(self) -> bytes:
+        """Return what the answer says of all this, as lines of its head."""
+        said = b"x-request-id: %b\r\n" % self.request_id.encode()
         if self.trace is not None:
-            said.append((b"traceparent", self.trace.header().encode()))
+            said += b"traceparent: %b\r\n" % self.trace.header().encode()
         if self.times is not None:
-            decode, queue, inference, total = (b"%.3f" % (seconds * 1e3) for seconds in self.times)
-            said += (
-                (
-                    b"server-timing",
-                    b"decode;dur=%b, queue;dur=%b, inference;dur=%b, total;dur=%b" % (decode, queue, inference, total),
-                ),
-                (b"x-decode-time", decode),
-                (b"x-queue-time", queue),
-                (b"x-inference-time", inference),
-                (b"x-total-time", total),
-            )
+            milliseconds = tuple([b"%.3f" % (seconds * 1e3) for seconds in self.times])
+            said += _TIMES % (milliseconds + milliseconds)
         return said
+
+    def headers(self) -> Headers:
+        """Return the same as names and values."""
+        lines = self.lines().split(b"\r\n")[:-1]
+        return [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
 
 
 def continued(traceparent: bytes) -> Trace | None:

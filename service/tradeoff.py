@@ -8,8 +8,10 @@ A prior correction is a constant per class: take `factual - prior_strength * log
 It knows numpy alone: no model, no bundle, no HTTP.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -21,20 +23,30 @@ _BLOCK = 1024
 """Samples at a time: a block of 1,000 classes stays within the processor's cache or near it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Envelope:
     """The winners over alpha in [low, high]: `winners[i]` wins between `breakpoints[i - 1]` and `breakpoints[i]`.
 
-    Attributes:
+    Args:
         low, high: the range of alpha.
-        breakpoints: float64 [B], ascending within [low, high]: where the winner changes.
-        winners: int64 [B + 1], the winning class of each stretch, from low to high.
+        crossings: where the winner changes, ascending within [low, high], B numbers.
+        classes: the winning class of each stretch, from low to high, B + 1 indices.
     """
 
-    low: float
-    high: float
-    breakpoints: Floats
-    winners: NDArray[np.int64]
+    __slots__ = ("_classes", "_crossings", "high", "low")
+
+    def __init__(self, low: float, high: float, crossings: list[float], classes: list[int]) -> None:
+        self.low, self.high = low, high
+        self._crossings, self._classes = crossings, classes
+
+    @property
+    def breakpoints(self) -> Floats:
+        """Where the winner changes, float64 [B]."""
+        return np.array(self._crossings, dtype=np.float64)
+
+    @property
+    def winners(self) -> NDArray[np.int64]:
+        """The winning class of each stretch, int64 [B + 1]."""
+        return np.array(self._classes, dtype=np.int64)
 
     def winner_at(self, alpha: float) -> int:
         """Return the winning class at alpha; on a breakpoint, the lower index of the two that meet there.
@@ -42,8 +54,7 @@ class Envelope:
         >>> upper_envelope([1.0, 0.0], [2.0, 0.0], low=0, high=3).winner_at(0.25)
         0
         """
-        first, last = self._stretches_at(alpha)
-        return int(self.winners[first : last + 1].min())
+        return self._classes[self._stretch_at(alpha)]
 
     def stable_interval(self, alpha: float) -> tuple[float, float]:
         """Return the largest interval around alpha, within [low, high], on which the winner stays the same.
@@ -51,18 +62,15 @@ class Envelope:
         >>> upper_envelope([1.0, 0.0], [2.0, 0.0], low=0, high=3).stable_interval(0.25)
         (0.0, 0.5)
         """
-        first, last = self._stretches_at(alpha)
-        stretch = first if first == last else first + int(self.winners[first : last + 1].argmin())
-        start = self.breakpoints[stretch - 1] if stretch > 0 else self.low
-        end = self.breakpoints[stretch] if stretch < len(self.breakpoints) else self.high
-        return float(start), float(end)
+        stretch, crossings = self._stretch_at(alpha), self._crossings
+        start = crossings[stretch - 1] if stretch > 0 else self.low
+        return start, crossings[stretch] if stretch < len(crossings) else self.high
 
-    def _stretches_at(self, alpha: float) -> tuple[int, int]:
+    def _stretch_at(self, alpha: float) -> int:
         if not self.low <= alpha <= self.high:
             raise ValueError(f"alpha must lie in [{self.low}, {self.high}], got {alpha}; build a wider envelope")
-        if not len(self.breakpoints):  # of most pictures: spares each answer two searches, 2 us
-            return 0, 0
-        return int(self.breakpoints.searchsorted(alpha, "left")), int(self.breakpoints.searchsorted(alpha, "right"))
+        first, last = bisect_left(self._crossings, alpha), bisect_right(self._crossings, alpha)
+        return min(range(first, last + 1), key=self._classes.__getitem__) if first < last else first
 
 
 def upper_envelope(factual: ArrayLike, counterfactual: ArrayLike, *, low: float, high: float) -> Envelope:
@@ -86,7 +94,7 @@ def upper_envelope(factual: ArrayLike, counterfactual: ArrayLike, *, low: float,
     """
     heights, slopes = _lines(factual, counterfactual, 1, low, high)
     winner, last = int((heights - low * slopes).argmax()), int((heights - high * slopes).argmax())
-    return _walk(heights, slopes, winner, last, low=low, high=high)
+    return _walk(heights, slopes, winner, last, float(low), float(high))
 
 
 def upper_envelopes(factual: ArrayLike, counterfactual: ArrayLike, *, low: float, high: float) -> list[Envelope]:
@@ -101,17 +109,18 @@ def upper_envelopes(factual: ArrayLike, counterfactual: ArrayLike, *, low: float
     """
     heights, slopes = _lines(factual, counterfactual, 2, low, high)
     begins, ends = (heights - low * slopes).argmax(axis=1).tolist(), (heights - high * slopes).argmax(axis=1).tolist()
-    return [_walk(*lines, low=low, high=high) for lines in zip(heights, slopes, begins, ends, strict=True)]
+    low, high = float(low), float(high)
+    return [_walk(*lines, low, high) for lines in zip(heights, slopes, begins, ends, strict=True)]
 
 
-def _walk(heights: Floats, slopes: Floats, winner: int, last: int, *, low: float, high: float) -> Envelope:
-    breakpoints: list[float] = []
-    winners = [winner]
+def _walk(heights: Floats, slopes: Floats, winner: int, last: int, low: float, high: float) -> Envelope:
+    crossings: list[float] = []
+    classes = [winner]
     while winner != last:
         crossing, winner = _next_crossing(heights, slopes, winner, last)
-        breakpoints.append(min(max(crossing, breakpoints[-1] if breakpoints else low), high))
-        winners.append(winner)
-    return Envelope(float(low), float(high), np.array(breakpoints, dtype=np.float64), np.array(winners, dtype=np.int64))
+        crossings.append(min(max(crossing, crossings[-1] if crossings else low), high))
+        classes.append(winner)
+    return Envelope(low, high, crossings, classes)
 
 
 def _next_crossing(heights: Floats, slopes: Floats, winner: int, last: int) -> tuple[float, int]:
@@ -319,7 +328,8 @@ def _lines(
             f"factual and counterfactual must have the same shape, {'[C]' if dimensions == 1 else '[N, C]'} and "
             f"not empty, got {list(heights.shape)} and {list(slopes.shape)}"
         )
-    if not (np.isfinite(heights).all() and np.isfinite(slopes).all()):
+    # A NaN or an infinity makes the whole product one; a product may also overflow, so then each number is asked.
+    if not isfinite(np.vdot(heights, slopes)) and not (np.isfinite(heights).all() and np.isfinite(slopes).all()):
         raise ValueError("factual and counterfactual must be finite, got a NaN or an infinity")
     if not -np.inf < low <= high < np.inf:
         raise ValueError(f"the range of alpha needs low <= high, both finite, got [{low}, {high}]")

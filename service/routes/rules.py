@@ -7,7 +7,7 @@ request: `service.routes.forms` reads those.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from service.bundle import Manifest
 from service.clients import ClientPolicy, Terms, fit
@@ -23,8 +23,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _SWITCH: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
-@dataclass(frozen=True, slots=True)
-class ImageQuery:
+class ImageQuery(NamedTuple):
     """One picture, its knobs, who chose its alpha, and what to call it in an error."""
 
     data: bytes
@@ -33,8 +32,7 @@ class ImageQuery:
     alpha_source: str
 
 
-@dataclass(frozen=True, slots=True)
-class PredictQuery:
+class PredictQuery(NamedTuple):
     """A whole request."""
 
     images: list[ImageQuery]

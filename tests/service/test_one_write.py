@@ -12,12 +12,13 @@ from service.front_door import WHOLE_ANSWER
 from service.one_write import OneWriteProtocol
 
 HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"5")]
+LINES = b"".join(b"%b: %b\r\n" % header for header in HEADERS)
 GET = b"GET /%b HTTP/1.1\r\nHost: x\r\n%b\r\n"
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     body = scope["path"][1:6].encode()
-    if scope["path"].startswith("/whole") and scope["extensions"][WHOLE_ANSWER](200, HEADERS, body):
+    if scope["path"].startswith("/whole") and scope["extensions"][WHOLE_ANSWER](200, LINES, body):
         return
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     if scope["path"].startswith("/later"):
