@@ -94,7 +94,7 @@ def upper_envelope(factual: ArrayLike, counterfactual: ArrayLike, *, low: float,
     """
     heights, slopes = _lines(factual, counterfactual, 1, low, high)
     winner, last = int((heights - low * slopes).argmax()), int((heights - high * slopes).argmax())
-    return _walk(heights, slopes, winner, last, float(low), float(high))
+    return _walk(heights, slopes, winner, last, (float(low), float(high)))
 
 
 def upper_envelopes(factual: ArrayLike, counterfactual: ArrayLike, *, low: float, high: float) -> list[Envelope]:
@@ -109,11 +109,13 @@ def upper_envelopes(factual: ArrayLike, counterfactual: ArrayLike, *, low: float
     """
     heights, slopes = _lines(factual, counterfactual, 2, low, high)
     begins, ends = (heights - low * slopes).argmax(axis=1).tolist(), (heights - high * slopes).argmax(axis=1).tolist()
-    low, high = float(low), float(high)
-    return [_walk(*lines, low, high) for lines in zip(heights, slopes, begins, ends, strict=True)]
+    span = float(low), float(high)
+    return [_walk(*lines, span) for lines in zip(heights, slopes, begins, ends, strict=True)]
 
 
-def _walk(heights: Floats, slopes: Floats, winner: int, last: int, low: float, high: float) -> Envelope:
+def _walk(heights: Floats, slopes: Floats, first: int, last: int, span: tuple[float, float]) -> Envelope:
+    low, high = span
+    winner = first
     crossings: list[float] = []
     classes = [winner]
     while winner != last:
