@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, export. It wires the parts together and holds no logic of its own."""
+"""The command line: train, evaluate, compare, export, of either task. It wires the parts together, no more."""
 
 import json
 import warnings
@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
-    help="Train a de-confounded classifier on long-tailed images, evaluate it over alpha, export it for the service.",
+    help="Train a de-confounded classifier or detector on long-tailed images, evaluate it over alpha, export it.",
 )
 
 Settings = Annotated[
@@ -43,13 +43,19 @@ def train(  # noqa: PLR0917 - typer calls it by name
     device: Device = "auto",
 ) -> None:
     """Train a recipe, choose its default alpha without the test set, and evaluate it."""
-    from trainer.config import load_recipe  # noqa: PLC0415 - torch loads slowly; --help and typing errors need not wait
+    from trainer.config import Recipe, read_recipe  # noqa: PLC0415 - torch loads slowly; typing errors need not wait
+    from trainer.detection.recipe import DetectionRecipe  # noqa: PLC0415
 
-    loaded = load_recipe(recipe, _overrides(settings, data))
+    loaded = read_recipe(recipe, _overrides(settings, data))
+    folder = output or Path("runs") / loaded.name
+    if isinstance(loaded, Recipe):
+        from trainer.runs import train_run  # noqa: PLC0415
 
-    from trainer.runs import train_run  # noqa: PLC0415
+        train_run(loaded, folder, device_name=device, resume=resume)
+    elif isinstance(loaded, DetectionRecipe):
+        from trainer.detection.runs import train_detector  # noqa: PLC0415
 
-    train_run(loaded, output or Path("runs") / loaded.name, device_name=device, resume=resume)
+        train_detector(loaded, folder, device_name=device, resume=resume)
 
 
 @app.command()
@@ -57,11 +63,21 @@ def evaluate(
     run: Run,
     data: DataSource = None,
     alpha: Annotated[list[float] | None, typer.Option(help="Also report this alpha; may be repeated.")] = None,
+    split: Annotated[str, typer.Option(help="test, or of a detector train.")] = "test",
     device: Device = "auto",
 ) -> None:
-    """Measure accuracy over alpha on the test split; writes evaluation.json and a plot into the run's folder."""
+    """Measure accuracy, or a detector's AP, over alpha on the test split; writes evaluation.json and a plot."""
+    from trainer.checkpoint import task_of  # noqa: PLC0415
+
+    if task_of(run) == "detection":
+        from trainer.detection.runs import evaluate_detector_run  # noqa: PLC0415
+
+        evaluate_detector_run(run, data=data, device_name=device, alphas=alpha or [], split=split)
+        return
     from trainer.runs import evaluate_run  # noqa: PLC0415
 
+    if split != "test":
+        raise TrainerError(f"--split {split!r}: a classifier is measured on its test split; leave the option out")
     evaluate_run(run, data=data, device_name=device, alphas=alpha or [])
 
 

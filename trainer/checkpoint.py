@@ -8,19 +8,23 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from typing_extensions import TypeVar
 
-from trainer.config import Recipe
+from service.bundle import ShotGroup
+from trainer.config import BaseRecipe, Recipe, recipe_class
 from trainer.errors import TrainerError
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT_VERSION = "1"
 MOMENTUM = "momentum_buffer"
+EXTRA_TENSORS = ("dataset_mean", "sample_images", "sample_sizes")
+RecipeT = TypeVar("RecipeT", bound=BaseRecipe, default=Recipe)
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,23 @@ class AlphaChoice:
 
 @dataclass
 class EpochRecord:
-    """What an epoch was like; by shot group the accuracy, and the mean cosine of features to the direction."""
+    """What an epoch was like; by shot group the accuracy, and the mean cosine of features to the direction.
+
+    A detector has no accuracy, but the mean of each part of its loss.
+    """
 
     epoch: int
     losses: list[float]
     learning_rate: float
-    train_accuracy: float
+    train_accuracy: float | None
     images_per_second: float
     accuracy_by_group: dict[str, float] = field(default_factory=dict)
     cosine_by_group: dict[str, float] = field(default_factory=dict)
+    loss_parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
-class Checkpoint:
+class Checkpoint(Generic[RecipeT]):
     """The state of a run after a number of whole epochs.
 
     Args:
@@ -65,10 +73,12 @@ class Checkpoint:
         alphas: the chosen default alpha for each direction (``ema``, ``dataset_mean``), once training has ended.
         dataset_mean: the mean feature of the training set in evaluation mode [D], once training has ended.
         sample_images: a few training pictures as the model sees them, uint8 [N, H, W, 3], once training has ended.
+        sample_sizes: for detection, height and width of what of them is picture, float32 [N, 2]; zeros lie beyond.
+        shot_groups: for detection, the group of each class [C]; a classifier's follow from ``class_counts``.
         versions: of the libraries and the device that made it.
     """
 
-    recipe: Recipe
+    recipe: RecipeT
     class_names: list[str]
     class_counts: list[int]
     data_fingerprint: str
@@ -81,6 +91,8 @@ class Checkpoint:
     alphas: dict[str, AlphaChoice] = field(default_factory=dict)
     dataset_mean: Tensor | None = None
     sample_images: Tensor | None = None
+    sample_sizes: Tensor | None = None
+    shot_groups: list[ShotGroup] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     step: int = 0
     place: dict[str, Tensor] = field(default_factory=dict)
@@ -90,7 +102,7 @@ class Checkpoint:
         return bool(self.alphas)
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
+def save_checkpoint(checkpoint: Checkpoint[RecipeT], folder: Path) -> Path:
     """Write the checkpoint whole or not at all, and flush it to the disk, before the old one gives way.
 
     Raises:
@@ -100,7 +112,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
     tensors |= {f"average.{name}": tensor for name, tensor in checkpoint.average.items()}
     tensors |= {f"place.{name}": tensor for name, tensor in checkpoint.place.items()}
-    extra = {"dataset_mean": checkpoint.dataset_mean, "sample_images": checkpoint.sample_images}
+    extra = {name: getattr(checkpoint, name) for name in EXTRA_TENSORS}
     tensors |= {name: tensor for name, tensor in extra.items() if tensor is not None}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = save(tensors, metadata={"evenkeel": FORMAT_VERSION, "state": json.dumps(_state(checkpoint))})
@@ -122,41 +134,53 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a classifier's checkpoint from its file or from the run's folder; raises as ``read_checkpoint`` does."""
+    return read_checkpoint(path, Recipe)
+
+
+def read_checkpoint(path: Path, kind: type[RecipeT]) -> Checkpoint[RecipeT]:
     """Read a checkpoint from its file or from the run's folder.
 
+    Args:
+        path: of either.
+        kind: which recipes will do; ``BaseRecipe`` takes those of every task.
+
     Raises:
-        TrainerError: no file, a file that is not a checkpoint, or one of another format version.
+        TrainerError: no file, a file that is not a checkpoint, one of another format version, or of another task.
     """
-    file = path / CHECKPOINT_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise TrainerError(f"{file}: no checkpoint there; name a run's folder, as given to train --output")
+    file = _file_of(path)
+    metadata, tensors = _read(file, with_tensors=True)
     try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise TrainerError(f"{file}: is not a readable checkpoint ({error})") from error
-    if metadata.get("evenkeel") != FORMAT_VERSION:
-        raise TrainerError(
-            f"{file}: has checkpoint format {metadata.get('evenkeel')!r}, this version reads {FORMAT_VERSION!r}; "
-            "use the version of evenkeel that wrote it"
-        )
-    try:
-        return _restore(json.loads(metadata["state"]), tensors)
+        state = json.loads(metadata["state"])
+        recipe = recipe_class(_task_in(state)).model_validate(state["recipe"])
+        if isinstance(recipe, kind):
+            return _restore(state, recipe, tensors)
     except (KeyError, TypeError, ValueError) as error:
-        raise TrainerError(
-            f"{file}: its description is damaged or of another version ({type(error).__name__}: {error}); "
-            "use the version of evenkeel that wrote it"
-        ) from error
+        raise _damaged(file, error) from error
+    raise TrainerError(f"{file}: is a run of task {recipe.task!r}, and this is not for that task; name another run")
+
+
+def task_of(path: Path) -> str:
+    """Tell the task of a run by its folder or checkpoint; raises as ``read_checkpoint`` does."""
+    file = _file_of(path)
+    metadata, _ = _read(file, with_tensors=False)
+    try:
+        return str(_task_in(json.loads(metadata["state"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, error) from error
 
 
 def finished_checkpoint(folder: Path) -> Checkpoint:
-    """Load the checkpoint of a run that has ended.
+    """Load the checkpoint of a classifier's run that has ended; raises as ``refuse_unfinished`` does."""
+    return refuse_unfinished(load_checkpoint(folder), folder)
+
+
+def refuse_unfinished(checkpoint: Checkpoint[RecipeT], folder: Path) -> Checkpoint[RecipeT]:
+    """Return the checkpoint of a run that has ended.
 
     Raises:
-        TrainerError: no checkpoint, or training has not ended.
+        TrainerError: training has not ended.
     """
-    checkpoint = load_checkpoint(folder)
     if not checkpoint.is_finished():
         raise TrainerError(
             f"{folder}: training has done {checkpoint.epoch} of {checkpoint.recipe.schedule.epochs} epochs; "
@@ -165,7 +189,41 @@ def finished_checkpoint(folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def _state(checkpoint: Checkpoint) -> dict[str, Any]:
+def _file_of(path: Path) -> Path:
+    file = path / CHECKPOINT_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise TrainerError(f"{file}: no checkpoint there; name a run's folder, as given to train --output")
+    return file
+
+
+def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            names = opened.keys() if with_tensors else ()
+            tensors = {name: opened.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise TrainerError(f"{file}: is not a readable checkpoint ({error})") from error
+    if metadata.get("evenkeel") != FORMAT_VERSION:
+        raise TrainerError(
+            f"{file}: has checkpoint format {metadata.get('evenkeel')!r}, this version reads {FORMAT_VERSION!r}; "
+            "use the version of evenkeel that wrote it"
+        )
+    return metadata, tensors
+
+
+def _damaged(file: Path, error: Exception) -> TrainerError:
+    return TrainerError(
+        f"{file}: its description is damaged or of another version ({type(error).__name__}: {error}); "
+        "use the version of evenkeel that wrote it"
+    )
+
+
+def _task_in(state: dict[str, Any]) -> object:
+    return state["recipe"].get("task", "classification")  # runs of earlier releases do not name it
+
+
+def _state(checkpoint: Checkpoint[RecipeT]) -> dict[str, Any]:
     return {
         "recipe": checkpoint.recipe.model_dump(mode="json"),
         "class_names": checkpoint.class_names,
@@ -176,15 +234,16 @@ def _state(checkpoint: Checkpoint) -> dict[str, Any]:
         "history": [asdict(record) for record in checkpoint.history],
         "seconds": checkpoint.seconds,
         "alphas": {direction: asdict(choice) for direction, choice in checkpoint.alphas.items()},
+        "shot_groups": checkpoint.shot_groups,
         "versions": checkpoint.versions,
     }
 
 
-def _restore(state: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+def _restore(state: dict[str, Any], recipe: RecipeT, tensors: dict[str, Tensor]) -> Checkpoint[RecipeT]:
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    state["recipe"] = Recipe.model_validate(state["recipe"])
+    state["recipe"] = recipe
     state["history"] = [EpochRecord(**record) for record in state["history"]]
     state["alphas"] = {direction: AlphaChoice(**choice) for direction, choice in state["alphas"].items()}
     return Checkpoint(
@@ -195,6 +254,7 @@ def _restore(state: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
         place=part("place."),
         dataset_mean=tensors.get("dataset_mean"),
         sample_images=tensors.get("sample_images"),
+        sample_sizes=tensors.get("sample_sizes"),
     )
 
 

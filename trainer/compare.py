@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from trainer.alpha import choose_alpha
-from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, finished_checkpoint, load_checkpoint
+from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, finished_checkpoint, load_checkpoint, task_of
 from trainer.classifiers import Classifier
 from trainer.comparison import DATA_FILE, PLOT_FILE, TABLE_FILE, Row, terminal_table, write_comparison
 from trainer.comparison_plot import plot_comparison
@@ -156,7 +156,9 @@ def _adoptable(folders: list[Path]) -> dict[str, Path]:
 
 
 def _is_finished(run: Path) -> bool:
-    return (run / CHECKPOINT_FILE).is_file() and load_checkpoint(run).is_finished()
+    if not (run / CHECKPOINT_FILE).is_file() or task_of(run) != "classification":
+        return False
+    return load_checkpoint(run).is_finished()
 
 
 def _measure(

@@ -194,7 +194,7 @@ class ScheduleConfig(Section):
     """Epochs and the learning rate over them."""
 
     epochs: int = Field(ge=1, le=2**31)
-    warmup_epochs: int = Field(0, ge=0, le=2**31)
+    warmup_epochs: float = Field(0, ge=0, le=2**31, description="a share of an epoch will do")
     warmup_start: Share = Field(1 / 3, description="share of the learning rate that the warm-up starts from")
     decay: Literal["constant", "steps", "cosine"] = "constant"
     milestones: tuple[int, ...] = ()
@@ -234,15 +234,26 @@ class AlphaConfig(Section):
         return self
 
 
-class Recipe(Section):
-    """All that determines a training run, apart from the machine."""
+class BaseRecipe(Section):
+    """What a recipe says whatever its task: all that determines a training run is in it, apart from the machine."""
 
+    task: str
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")
     seed: Seed = 0
     batch_size: int = Field(ge=2, le=2**20)
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 autocast where the device computes in bf16, else fp32"
     )
+    input: InputSpec = Field(description="the pixels that the model sees, in training and in serving alike")
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    alpha: AlphaConfig = AlphaConfig()
+
+
+class Recipe(BaseRecipe):
+    """A classifier's recipe; a detector's is ``trainer.detection.recipe.DetectionRecipe``."""
+
+    task: Literal["classification"] = "classification"
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="torch.compile of the forward and backward pass; auto: on a GPU, as it is slower on a CPU"
     )
@@ -250,15 +261,17 @@ class Recipe(Section):
         0, ge=0, description="save also after so many steps within an epoch; needs data.in_memory=false; 0: do not"
     )
     data: DataConfig
-    input: InputSpec = Field(description="the pixels that the model sees, in training and in serving alike")
     augment: AugmentConfig = AugmentConfig()
     backbone: BackboneConfig
     head: HeadConfig = HeadConfig()
     loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
     averaging: AveragingConfig = AveragingConfig()
-    alpha: AlphaConfig = AlphaConfig()
+
+    @model_validator(mode="after")
+    def _input_is_a_classifiers(self) -> Self:
+        if self.input.resize == "longest_side":
+            raise ValueError("input.resize=longest_side belongs to task=detection; set exact or shortest_side")
+        return self
 
     @model_validator(mode="after")
     def _augmentation_fits_data(self) -> Self:
@@ -300,30 +313,69 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe by its name or from a file, then apply ``key=value`` overrides with dotted keys.
+    """Read a classifier's recipe, as ``read_recipe`` does.
 
     Raises:
-        TrainerError: no such recipe, broken YAML, an unknown key or a value that is not allowed.
+        TrainerError: whatever ``read_recipe`` refuses, or a recipe of another task.
 
     Example:
         >>> load_recipe("digits_lt", ["seed=3", "schedule.epochs=2"]).schedule.epochs
         2
     """
+    recipe = read_recipe(name_or_path, overrides)
+    if not isinstance(recipe, Recipe):
+        raise TrainerError(f"recipe {name_or_path}: task is {recipe.task!r}; this command takes task 'classification'")
+    return recipe
+
+
+def read_recipe(name_or_path: str, overrides: list[str] | None = None) -> BaseRecipe:
+    """Read a recipe by its name or from a file, then apply ``key=value`` overrides with dotted keys.
+
+    Returns:
+        The recipe, of the class that belongs to its task.
+
+    Raises:
+        TrainerError: no such recipe, broken YAML, an unknown key or a value that is not allowed.
+
+    Example:
+        >>> read_recipe("coco_tail_mini").task
+        'detection'
+    """
     settings = _read_yaml(name_or_path)
     for override in overrides or []:
         _apply(settings, override)
     try:
-        return Recipe.model_validate(settings)
+        kind = recipe_class(settings.get("task", "classification"))
+        return kind.model_validate(settings)
     except ValidationError as error:
-        raise TrainerError(f"recipe {name_or_path}: {explain(error)}") from error
+        raise TrainerError(f"recipe {name_or_path}: {explain(error, kind)}") from error
+    except ValueError as error:
+        raise TrainerError(f"recipe {name_or_path}: {error}") from error
 
 
-def explain(error: ValidationError) -> str:
+def recipe_class(task: object) -> type[BaseRecipe]:
+    """Find the class that validates the recipes of a task.
+
+    Raises:
+        ValueError: a task that is not known.
+    """
+    if task == "classification":
+        return Recipe
+    if task == "detection":
+        from trainer.detection.recipe import DetectionRecipe  # noqa: PLC0415 - it builds on this module
+
+        return DetectionRecipe
+    raise ValueError(f"task: must be classification or detection, got {task!r}")
+
+
+def explain(error: ValidationError, kind: type[BaseRecipe] = Recipe) -> str:
     """Say each fault of a recipe in a line: the key, the value and what is allowed."""
     faults: dict[str, list[ErrorDetails]] = {}
     for fault in error.errors():
         faults.setdefault(_key(fault), []).append(fault)
-    return "\n".join(f"{key}: {_explain_key(key, its)}" if key else _message(its[0]) for key, its in faults.items())
+    return "\n".join(
+        f"{key}: {_explain_key(key, its, kind)}" if key else _message(its[0]) for key, its in faults.items()
+    )
 
 
 def _key(fault: ErrorDetails) -> str:
@@ -333,11 +385,11 @@ def _key(fault: ErrorDetails) -> str:
     return ".".join(parts)
 
 
-def _explain_key(key: str, faults: list[ErrorDetails]) -> str:
+def _explain_key(key: str, faults: list[ErrorDetails], recipe: type[BaseRecipe]) -> str:
     kind, value = faults[0]["type"], faults[0]["input"]
     section, _, name = key.rpartition(".")
     if kind == "extra_forbidden":
-        allowed = _allowed_keys(section.split("."))
+        allowed = _allowed_keys(section.split("."), recipe)
         near = get_close_matches(name, allowed, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"unknown key with value {value!r}; {hint}allowed are {', '.join(allowed)}"
@@ -352,12 +404,12 @@ def _message(fault: ErrorDetails) -> str:
     return "Must be a mapping of keys" if fault["type"] == "model_type" else fault["msg"].removeprefix("Value error, ")
 
 
-def _allowed_keys(path: list[str]) -> list[str]:
-    section: Any = Recipe
+def _allowed_keys(path: list[str], recipe: type[BaseRecipe]) -> list[str]:
+    section: Any = recipe
     for part in path:
         section = section.model_fields[part].annotation if part in section.model_fields else None
         if section is None or not hasattr(section, "model_fields"):
-            section = next((one for one in getattr(section, "__args__", ()) if hasattr(one, "model_fields")), Recipe)
+            section = next((one for one in getattr(section, "__args__", ()) if hasattr(one, "model_fields")), recipe)
     return sorted(section.model_fields)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.checkpoint import load_checkpoint
+from trainer.checkpoint import read_checkpoint
+from trainer.config import BaseRecipe
 from trainer.curves_plot import plot_curves
 from trainer.errors import TrainerError, writing
 from trainer.progress import console
@@ -65,7 +66,7 @@ def draw_curves(run: Path, output: Path | None, norms: dict[str, Any] | None) ->
     Raises:
         TrainerError: no checkpoint, a folder that cannot be written, or nothing to draw.
     """
-    checkpoint = load_checkpoint(run)
+    checkpoint = read_checkpoint(run, BaseRecipe)
     if not checkpoint.history and norms is None:
         raise TrainerError(f"{run}: holds neither epochs nor norms to draw; run evaluate {run}")
     file = output or run / FIGURE_FILE

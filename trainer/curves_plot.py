@@ -27,7 +27,11 @@ def plot_curves(
         title: of the figure.
         file: where to write it.
     """
-    panels = [_loss, _accuracy, _rate] if history else []
+    panels = [_loss, _rate] if history else []
+    if any(record.train_accuracy is not None for record in history):
+        panels.insert(1, _accuracy)
+    if any(record.loss_parts for record in history):
+        panels.insert(1, _loss_parts)
     if any(record.cosine_by_group for record in history):
         panels.append(_cosine)
     count = len(panels) + (2 if norms else 0)
@@ -56,9 +60,18 @@ def _loss(axes: plt.Axes, history: list[EpochRecord]) -> None:
     axes.set(title="training loss", yscale="log")
 
 
+def _loss_parts(axes: plt.Axes, history: list[EpochRecord]) -> None:
+    for name in history[-1].loss_parts:
+        axes.plot(_epochs(history), [record.loss_parts.get(name, np.nan) for record in history], label=name)
+    axes.set(title="parts of the training loss", yscale="log")
+    axes.legend(fontsize=8)
+
+
 def _accuracy(axes: plt.Axes, history: list[EpochRecord]) -> None:
     _by_group(axes, history, "accuracy_by_group", scale=100)
-    axes.plot(_epochs(history), [100 * record.train_accuracy for record in history], color="black", lw=2, label="all")
+    known = [record for record in history if record.train_accuracy is not None]
+    accuracy = [100 * record.train_accuracy for record in known if record.train_accuracy is not None]
+    axes.plot(_epochs(known), accuracy, color="black", lw=2, label="all")
     axes.set(title="training accuracy, %", ylim=(0, 100))
     axes.legend(loc="lower right", fontsize=8)
 

@@ -129,8 +129,8 @@ class Pixels:
         it is parted, so that they are those that one process would have seen. ``first_step`` leaves out the batches
         before it, where pictures are decoded as they are needed.
         """
-        order = self._order(torch.Generator().manual_seed(_mix(self.recipe.seed, epoch)))
-        torch.manual_seed(_mix(self.recipe.seed, epoch) + 1)
+        order = self._order(torch.Generator().manual_seed(mixed_seed(self.recipe.seed, epoch)))
+        torch.manual_seed(mixed_seed(self.recipe.seed, epoch) + 1)
         batches = order.split(self.recipe.batch_size)[: self.steps_per_epoch()]
         if self._held is None:
             yield from self._from_workers(tuple(part_of(rows) for rows in batches[first_step:]), epoch)
@@ -166,11 +166,11 @@ class Pixels:
         loader = DataLoader(
             _Decoded(self.table, self.recipe, epoch),
             batch_sampler=[rows.tolist() for rows in batches],
-            num_workers=min(self.recipe.data.num_workers, _usable_cores()),
+            num_workers=min(self.recipe.data.num_workers, usable_cores()),
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
         )
-        for batch in _or_say_who_died(loader):
+        for batch in or_say_who_died(loader):
             if isinstance(batch, TrainerError):
                 raise batch
             pixels, labels = (part.to(self.device, non_blocking=True) for part in batch)
@@ -199,7 +199,7 @@ class _Decoded(Dataset[Any]):
             return torch.from_numpy(decode(self.table, index, self.spec).copy()).permute(2, 0, 1)
         image = open_rgb(*self.table.picture(index))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, self.epoch, index))
+            torch.manual_seed(mixed_seed(self.seed, self.epoch, index))
             pixels: Tensor = self.transform(image)
         return pixels
 
@@ -214,7 +214,8 @@ def _collate(samples: list[tuple[Tensor, int] | TrainerError]) -> Batch | Traine
     return torch.stack(pixels), torch.tensor(labels)
 
 
-def _or_say_who_died(loader: DataLoader[Any]) -> Iterator[Batch | TrainerError]:
+def or_say_who_died(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield a loader's batches; a worker that dies, mostly for want of memory, is said as what it is."""
     try:
         yield from loader
     except RuntimeError as error:
@@ -226,7 +227,8 @@ def _or_say_who_died(loader: DataLoader[Any]) -> Iterator[Batch | TrainerError]:
         ) from error
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -237,6 +239,6 @@ def _hold(table: Table, spec: InputSpec, device: torch.device, name: str) -> Ten
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
 
 
-def _mix(*numbers: int) -> int:
+def mixed_seed(*numbers: int) -> int:
     """Make one 63-bit seed of several numbers, far from those of neighbouring epochs and seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

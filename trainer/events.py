@@ -51,7 +51,8 @@ def scalars(record: EpochRecord) -> dict[str, float]:
     """Name the numbers of an epoch as TensorBoard groups them."""
     return {
         "loss/train": sum(record.losses) / len(record.losses),
-        "accuracy/train": record.train_accuracy,
+        **{f"loss/train, {part}": value for part, value in record.loss_parts.items()},
+        **({} if record.train_accuracy is None else {"accuracy/train": record.train_accuracy}),
         **{f"accuracy/train, {group}-shot": value for group, value in record.accuracy_by_group.items()},
         **{f"cosine to the direction/{group}-shot": value for group, value in record.cosine_by_group.items()},
         "learning rate": record.learning_rate,

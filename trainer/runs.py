@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from rich.table import Table as RichTable
 from torch import Tensor
@@ -19,11 +18,11 @@ from service.bundle import SAMPLES_FILE
 from service.tradeoff import AccuracyCurve
 from trainer.alpha import choose_alpha
 from trainer.calibration import fit_calibration, too_few_images
-from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, finished_checkpoint, save_checkpoint
+from trainer.checkpoint import Checkpoint, finished_checkpoint, save_checkpoint
 from trainer.config import Recipe
 from trainer.curves import class_norms, draw_curves, norms_report
 from trainer.data import Pixels, Splits, decode, load_splits
-from trainer.distributed import is_first, is_restarted, join_processes, leave_processes
+from trainer.distributed import is_first, join_processes, leave_processes
 from trainer.errors import TrainerError, writing
 from trainer.evaluate import HEADINGS, Evaluation, evaluate_branches, sampled_curve
 from trainer.folder_lock import sole_run
@@ -33,6 +32,7 @@ from trainer.lora import merge_lora
 from trainer.model import LongTailClassifier
 from trainer.plots import plot_tradeoff
 from trainer.progress import console
+from trainer.run_folder import holds_run, write_recipe
 from trainer.showcase import write_showcase
 from trainer.table import Table
 from trainer.train import Training, choose_device
@@ -53,29 +53,17 @@ def train_run(recipe: Recipe, folder: Path, *, device_name: str, resume: bool) -
     """
     device = choose_device(device_name)
     join_processes(device, recipe.batch_size)
-    goes_on = resume or is_restarted()
-    _has_checkpoint(folder, goes_on)  # refused before the data is opened, which may take long
+    holds_run(folder, resume=resume)  # refused before the data is opened, which may take long
     splits = load_splits(recipe)
     with sole_run(folder) if is_first() else nullcontext():
-        _train(recipe, splits, folder, device, has_checkpoint=_has_checkpoint(folder, goes_on))
-
-
-def _has_checkpoint(folder: Path, goes_on: bool) -> bool:
-    with writing(folder):  # a name that cannot be
-        has_checkpoint = (folder / CHECKPOINT_FILE).exists()
-    if has_checkpoint and not goes_on:
-        raise TrainerError(f"--output {folder}: holds a run already; go on with --resume, or name another folder")
-    return has_checkpoint
+        _train(recipe, splits, folder, device, has_checkpoint=holds_run(folder, resume=resume))
 
 
 def _train(recipe: Recipe, splits: Splits, folder: Path, device: torch.device, *, has_checkpoint: bool) -> None:
     training = Training(recipe, splits, device, fetch_weights=not has_checkpoint)
     if has_checkpoint:
         training.resume(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if is_first():
-            (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    write_recipe(recipe, folder)
     _announce(recipe, splits, training.checkpoint, device, folder)
     # A broken test picture shows here, before hours of training, and not after them.
     model = training.model

@@ -4,9 +4,7 @@ It knows neither where pictures come from nor what a bundle is. Weights are thos
 average where the recipe asks for one; the test split is never seen here.
 """
 
-import platform
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -34,15 +32,15 @@ from trainer.distributed import (
 )
 from trainer.epoch import EpochTally, random_state, restore_random
 from trainer.errors import TrainerError
-from trainer.events import EventLog
 from trainer.losses import create_loss
 from trainer.mixing import Mixture, mix
 from trainer.model import LongTailClassifier, channels_last
 from trainer.optimizer import create_optimizer, set_rate
-from trainer.progress import console, progress_bar, track
+from trainer.progress import track
 from trainer.schedule import learning_rate, momentum_decay
 from trainer.sharpness import worst_nearby
 from trainer.shot_statistics import ShotStatistics
+from trainer.training_run import refuse_divergence, refuse_other_run, run_epochs, versions_of
 
 
 class Training:
@@ -76,7 +74,7 @@ class Training:
             data_fingerprint=splits.fingerprint(),
             epoch=0,
             model=self.model.state_dict(),
-            versions=_versions(device) | {"precision": "bf16" if self.autocast else "fp32"},
+            versions=versions_of(device) | {"precision": "bf16" if self.autocast else "fp32"},
         )
 
     def resume(self, folder: Path) -> None:
@@ -86,7 +84,7 @@ class Training:
             TrainerError: a checkpoint of another recipe or other training data.
         """
         saved = load_checkpoint(folder)
-        _refuse_other_run(saved, self.checkpoint)
+        refuse_other_run(saved, self.checkpoint)
         self.model.load_state_dict(saved.model)
         restore_optimizer(self.model, self.optimizer, saved.optimizer)
         if self.average and saved.average:
@@ -97,18 +95,7 @@ class Training:
 
     def run(self, train: Pixels, folder: Path) -> None:
         """Train the epochs that are left, with a checkpoint after each."""
-        epochs = self.recipe.schedule.epochs
-        log = EventLog(folder, self.checkpoint.history) if is_first() else nullcontext()
-        with log as events, progress_bar() as bar:
-            task = bar.add_task("training", total=epochs, completed=self.checkpoint.epoch)
-            for epoch in range(self.checkpoint.epoch, epochs):
-                record = self._epoch(train, epoch, folder)
-                self._record(record, folder)
-                if events:
-                    events.add(record)
-                bar.update(task, advance=1, description=f"training, loss {sum(record.losses) / len(record.losses):.3f}")
-                if not console.is_terminal:
-                    console.print(_line(record, epochs), highlight=False, soft_wrap=True)
+        run_epochs(self.checkpoint, folder, lambda epoch: self._epoch(train, epoch, folder), self._keep)
 
     def adopt_average(self, train: Pixels) -> None:
         """Make the averaged weights the model, if the recipe averages, once all epochs are done.
@@ -171,9 +158,11 @@ class Training:
     def _save_place(self, step: int, tally: EpochTally, folder: Path) -> None:
         """Save a checkpoint within an epoch, with all that the rest of the epoch depends on."""
         state = tally.state()
-        self._refuse_divergence(self.checkpoint.epoch, state["losses"].tolist())
+        refuse_divergence(self.checkpoint.epoch, state["losses"].tolist(), self.recipe)
         self.checkpoint.step, self.checkpoint.place = step, state | random_state(self.device)
-        self._save(folder)
+        self._keep()
+        if is_first():
+            save_checkpoint(self.checkpoint, folder)
 
     def _step(
         self, pixels: Tensor, labels: Tensor, rate: float, mixture: Mixture | None = None
@@ -202,25 +191,10 @@ class Training:
             logits, features = self._compute(channels_last(pixels))
         return logits, features
 
-    def _record(self, record: EpochRecord, folder: Path) -> None:
-        self._refuse_divergence(record.epoch, record.losses)
-        self.checkpoint.epoch, self.checkpoint.step, self.checkpoint.place = record.epoch + 1, 0, {}
-        self.checkpoint.history.append(record)
-        self._save(folder)
-
-    def _refuse_divergence(self, epoch: int, losses: list[float]) -> None:
-        if not all(map(_is_finite, losses)):
-            raise TrainerError(
-                f"the loss became {losses[-1]} in epoch {epoch + 1}; the last checkpoint is kept. "
-                f"Lower optimizer.learning_rate ({self.recipe.optimizer.learning_rate}) or set precision=fp32"
-            )
-
-    def _save(self, folder: Path) -> None:
+    def _keep(self) -> None:
         self.checkpoint.model = self.model.state_dict()
         self.checkpoint.optimizer = optimizer_tensors(self.model, self.optimizer)
         self.checkpoint.average = self.average.state if self.average else {}
-        if is_first():
-            save_checkpoint(self.checkpoint, folder)
 
 
 class _Timer:
@@ -257,41 +231,3 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _is_finite(value: float) -> bool:
-    return abs(value) < float("inf")
-
-
-def _line(record: EpochRecord, epochs: int) -> str:
-    return (
-        f"epoch {record.epoch + 1}/{epochs}  loss {sum(record.losses) / len(record.losses):.4f}  "
-        f"train accuracy {record.train_accuracy:.3f}  lr {record.learning_rate:.3g}  "
-        f"{record.images_per_second:.0f} images/s"
-    )
-
-
-def _refuse_other_run(saved: Checkpoint, wanted: Checkpoint) -> None:
-    before, now = _flat(saved.recipe.model_dump(mode="json")), _flat(wanted.recipe.model_dump(mode="json"))
-    # Where the pictures lie may change; which pictures they are may not, and the fingerprint holds that. All decoders
-    # give the same pixels.
-    may_change = ("data.source", "data.num_workers", "input.decoder", "checkpoint_steps")
-    differing = [key for key in now if before.get(key) != now[key] and key not in may_change]
-    if differing:
-        changes = "; ".join(f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in differing)
-        raise TrainerError(f"--resume: the run was begun with another recipe ({changes}); use another --output")
-    if saved.data_fingerprint != wanted.data_fingerprint:
-        raise TrainerError("--resume: the run was begun on other training data; give the same --data")
-
-
-def _flat(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _versions(device: torch.device) -> dict[str, str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    name += f", {world_size()} processes" if world_size() > 1 else ""
-    return {"python": platform.python_version(), "torch": torch.__version__, "device": f"{device.type}: {name}"}

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainer.config import Recipe, load_recipe, recipe_names
+from trainer.config import Recipe, load_recipe, read_recipe, recipe_names
 from trainer.errors import TrainerError
 
 DIGITS = Path(__file__).parents[2] / "trainer" / "recipes" / "digits_lt.yaml"
@@ -11,7 +11,7 @@ DIGITS = Path(__file__).parents[2] / "trainer" / "recipes" / "digits_lt.yaml"
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_under_its_own_name(name: str) -> None:
-    assert load_recipe(name).name == name
+    assert read_recipe(name).name == name
 
 
 def test_the_recipes_of_the_paper_are_there() -> None:
@@ -21,10 +21,10 @@ def test_the_recipes_of_the_paper_are_there() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_what_a_run_writes_down_reads_back_as_the_same_recipe(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name)
+    recipe = read_recipe(name)
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    assert load_recipe(str(file)) == recipe
+    assert read_recipe(str(file)) == recipe
 
 
 def test_overrides_reach_nested_keys_and_later_ones_win() -> None:
@@ -106,6 +106,31 @@ def test_an_override_may_hold_a_whole_section_an_equals_sign_and_scientific_nota
 def test_a_wrong_key_or_value_is_named_with_what_is_allowed(override: str, said: str) -> None:
     with pytest.raises(TrainerError, match=f"^recipe digits_lt: .*{said}"):
         load_recipe("digits_lt", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.train.anotations=x", "data.train.anotations: unknown key with value 'x'; did you mean annotations?"),
+        ("data.faults=ignore", "data.faults: .*'skip' or 'refuse', got 'ignore'"),
+        ("detector.head.tau=0", "detector.head.tau: .*greater than 0, got 0"),
+        ("augment.shortest_sides=[0]", "augment.shortest_sides.0: .*greater than or equal to 1, got 0"),
+        ("input.resize=exact", "input.resize must be longest_side for task=detection, got 'exact'"),
+        ("alpha={choose: mean_cosine}", "alpha.choose must be recipe for task=detection, got 'mean_cosine'"),
+        ("task=segmentation", "task: must be classification or detection, got 'segmentation'"),
+        ("loss.name=focal", "loss: unknown key"),
+    ],
+)
+def test_a_wrong_key_of_a_detectors_recipe_is_named_with_what_is_allowed(override: str, said: str) -> None:
+    with pytest.raises(TrainerError, match=f"^recipe coco_tail_mini: .*{said}"):
+        read_recipe("coco_tail_mini", [override])
+
+
+def test_commands_for_classifiers_refuse_a_detectors_recipe() -> None:
+    with pytest.raises(TrainerError, match=r"recipe lvis_v1: task is 'detection'; this command takes"):
+        load_recipe("lvis_v1")
+    with pytest.raises(TrainerError, match=r"input.resize=longest_side belongs to task=detection"):
+        load_recipe("digits_lt", ["input.resize=longest_side"])
 
 
 @pytest.mark.parametrize(

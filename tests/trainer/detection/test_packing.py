@@ -1,0 +1,208 @@
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faster_coco_eval.core import mask as coco_mask
+
+from tests.trainer.detection.annotated import SIDE, changed, document, tiny_recipe, write
+from trainer.detection.data import load_detection_splits
+from trainer.detection.packing import PackedAnnotations, pack
+from trainer.errors import TrainerError
+
+MINI = Path(__file__).parents[4] / "shared" / "data" / "coco-tail-mini"
+
+
+def packed(folder: Path, content: dict[str, Any]) -> PackedAnnotations:
+    return pack(write(folder, content), folder / "cache")
+
+
+def refuse_difference(packed: PackedAnnotations, content: dict[str, Any]) -> None:
+    """Compare every number of a file with its packed form; pictures and classes in the order of their ids."""
+    categories = sorted(content["categories"], key=lambda one: one["id"])
+    assert [vars(one) for one in packed.categories] == [
+        {"id": one["id"], "name": one["name"], "frequency": one.get("frequency")} for one in categories
+    ]
+    images = sorted(content["images"], key=lambda one: one["id"])
+    assert len(packed) == len(images)
+    for row, image in enumerate(images):
+        picture, objects = packed.picture(row), packed.objects(row)
+        assert picture == (image["id"], image["file_name"], image["height"], image["width"])
+        assert packed.absent(row) == image["neg_category_ids"]
+        assert packed.not_exhaustive(row) == image["not_exhaustive_category_ids"]
+        its = [one for one in content["annotations"] if one["image_id"] == image["id"]]
+        assert objects.ids.tolist() == [one["id"] for one in its]
+        assert [categories[label]["id"] for label in objects.labels] == [one["category_id"] for one in its]
+        assert objects.areas.tolist() == [one["area"] for one in its]
+        corners = np.array([[x, y, x + w, y + h] for x, y, w, h in (one["bbox"] for one in its)]).reshape(-1, 4)
+        assert np.allclose(objects.boxes, corners, rtol=0, atol=1e-3)
+        for place, one in enumerate(its, start=packed.rows(row).start):
+            rings = packed.outline(place, picture)
+            assert len(rings) == len(one["segmentation"])
+            assert all((a == np.array(b, np.float32)).all() for a, b in zip(rings, one["segmentation"], strict=True))
+
+
+def test_the_packed_form_holds_what_the_file_holds(tmp_path: Path) -> None:
+    content = document()
+    refuse_difference(packed(tmp_path, content), content)
+
+
+@pytest.mark.skipif(not MINI.exists(), reason=f"{MINI} is not there")
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_real_annotations_are_packed_whole(name: str, tmp_path: Path) -> None:
+    opened = pack(MINI / f"{name}.json", tmp_path)
+    assert not opened.faults.counts
+    refuse_difference(opened, json.loads((MINI / f"{name}.json").read_bytes()))
+
+
+def test_a_file_is_packed_once_and_a_changed_file_anew(tmp_path: Path) -> None:
+    first = packed(tmp_path, document())
+    stamp = (first.folder / "index.json").stat().st_mtime_ns
+    again, other = packed(tmp_path, document()), packed(tmp_path, document(pictures=3))
+    assert (again.folder, again.folder.joinpath("index.json").stat().st_mtime_ns) == (first.folder, stamp)
+    assert (other.folder == first.folder, len(other)) == (False, 3)
+    assert not list((tmp_path / "cache").glob(".packing-*")), "nothing half made is left"
+
+
+def test_workers_map_the_same_arrays_and_copy_none(tmp_path: Path) -> None:
+    opened = packed(tmp_path, document())
+    base = opened.objects(0).boxes.base
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    assert isinstance(base, np.memmap)
+    sent = pickle.dumps(opened)
+    assert len(sent) < 1000
+    assert (pickle.loads(sent).objects(1).boxes == opened.objects(1).boxes).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "where"),
+    [
+        (changed(bbox=[1, 1, 0, 5]), "degenerate box", "annotation 7 of image 100: bbox [1, 1, 0, 5]"),
+        (changed(bbox=[1, 1, -3, 5]), "degenerate box", "bbox [1, 1, -3, 5]"),
+        (changed(bbox=[500, 1, 3, 5]), "degenerate box", "bbox [500, 1, 3, 5]"),
+        (changed(bbox=[1, 1, 3]), "degenerate box", "bbox [1, 1, 3]"),
+        (changed(bbox=[1, 1, 3, float("nan")]), "degenerate box", "nan"),
+        (changed(bbox=None), "degenerate box", "bbox None"),
+        (changed(segmentation=[]), "empty mask", "segmentation []"),
+        (changed(segmentation=[[1, 1, 5, 5]]), "empty mask", "[[1, 1, 5, 5]]"),
+        (changed(segmentation=[[1, 1, 5, 5, 9, 9]]), "empty mask", "[[1, 1, 5, 5, 9, 9]]"),
+        (changed(segmentation={"size": [SIDE, 64], "counts": [SIDE * 64]}), "empty mask", "counts"),
+        (changed(segmentation={"size": [9, 9], "counts": [1, 80]}), "empty mask", "counts"),
+        (changed(segmentation={"size": [SIDE, 64], "counts": "~"}), "empty mask", "counts"),
+        (changed(segmentation=None), "empty mask", "segmentation None"),
+        (changed(image_id=5), "unknown picture", "annotation 7: image_id 5"),
+        (changed(category_id=5), "unknown class", "annotation 7 of image 100: category_id 5"),
+    ],
+)
+def test_a_fault_is_counted_named_and_left_out_or_refused(
+    tmp_path: Path, content: dict[str, Any], kind: str, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = packed(tmp_path, content)
+    assert opened.faults.counts == {kind: 1}
+    kept = [number for row in range(len(opened)) for number in opened.objects(row).ids.tolist()]
+    assert sorted(kept) == sorted(one["id"] for one in content["annotations"][1:])
+    load_detection_splits(tiny_recipe(tmp_path).data)
+    said = capsys.readouterr().err
+    assert f"skipped 1 x {kind}: " in said
+    assert where in said
+    with pytest.raises(TrainerError, match=f"train.json: has faults; mend them.*\n1 x {kind}: "):
+        load_detection_splits(tiny_recipe(tmp_path, "data.faults=refuse").data)
+
+
+def test_a_missing_picture_is_named_and_left_out_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, document())
+    (tmp_path / "99.png").unlink()
+    splits = load_detection_splits(tiny_recipe(tmp_path).data)
+    assert [splits.train.picture(row).id for row in range(len(splits.train))] == [97, 98, 100]
+    assert splits.class_counts.tolist() == [3, 2, 1]
+    assert f"skipped 1 x missing picture: {tmp_path / '99.png'}" in capsys.readouterr().err.replace("\n", "")
+    with pytest.raises(TrainerError, match="1 x missing picture"):
+        load_detection_splits(tiny_recipe(tmp_path, "data.faults=refuse").data)
+    for left in tmp_path.glob("*.png"):
+        left.unlink()
+    with pytest.raises(TrainerError, match=r"data.train.pictures: none of the 4 pictures of .* lies in"):
+        load_detection_splits(tiny_recipe(tmp_path).data)
+
+
+def broken(content: dict[str, Any], key: str, row: int, **changes: Any) -> dict[str, Any]:
+    content[key][row] |= changes
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must be an object, got a list"),
+        ('{"categories": []}', "images must be a list of objects, got None"),
+        (broken(document(), "images", 0, id="x"), "id of an image must be a whole number, got 'x'"),
+        (broken(document(), "images", 0, height=0), "image 100: height and width must be at least 1, got 0 and 64"),
+        (broken(document(), "images", 0, file_name=None), "image 100: needs a file_name, or a coco_url"),
+        (broken(document(), "images", 0, neg_category_ids=3), "image 100: neg_category_ids must be a list of ids"),
+        (broken(document(), "images", 1, id=100), "id 100 occurs twice in images"),
+        (broken(document(), "annotations", 1, id=7), "id 7 occurs twice in annotations"),
+        (broken(document(), "categories", 1, name="blue"), "name 'blue' occurs twice in categories"),
+        (broken(document(), "categories", 1, name=" "), "category 10: name must be text, got ' '"),
+        (broken(document(), "categories", 1, frequency="often"), "frequency must be r, c or f, got 'often'"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_the_place(
+    tmp_path: Path, content: dict[str, Any] | str, said: str
+) -> None:
+    file = tmp_path / "train.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(TrainerError, match=f"^{file}: is no file of LVIS v1 or COCO: .*{said}"):
+        pack(file, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("train-*/")), "nothing is left behind"
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"none.json: cannot be read \(No such file"):
+        pack(tmp_path / "none.json", tmp_path)
+
+
+def test_masks_of_every_form_are_drawn_alike(tmp_path: Path) -> None:
+    content, (x, y, side) = document(), (4, 6, 16)
+    pixels = np.zeros((SIDE, 64), dtype=np.uint8, order="F")
+    pixels[y : y + side, x : x + side] = 1
+    runs = coco_mask.encode(pixels)["counts"].decode()
+    lengths = np.diff(np.flatnonzero(np.diff(pixels.ravel("F"), prepend=0, append=0)), prepend=0).tolist()
+    for code in (runs, [*lengths, SIDE * 64 - sum(lengths)]):
+        content["annotations"][0] |= {"segmentation": {"size": [SIDE, 64], "counts": code}, "iscrowd": 1}
+        write(tmp_path, content)
+        train = load_detection_splits(tiny_recipe(tmp_path).data).train
+        row = next(row for row in range(len(train)) if train.picture(row).id == 100)
+        assert train.objects(row).is_crowd.tolist() == [True, False]
+        assert (train.masks(row, [0], (SIDE, 64))[0] == pixels).all()
+        assert (train.masks(row, [0], (SIDE * 2, 128))[0] == pixels.repeat(2, 0).repeat(2, 1)).all()
+
+
+def test_lvis_names_files_by_their_address(tmp_path: Path) -> None:
+    content = document(pictures=1)
+    del content["images"][0]["file_name"]
+    content["images"][0]["coco_url"] = "http://images.cocodataset.org/val2017/000000000100.jpg"
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(content))
+    assert pack(file, tmp_path / "cache").picture(0).name == "val2017/000000000100.jpg"
+
+
+def test_groups_are_those_of_the_file_or_follow_from_pictures(tmp_path: Path) -> None:
+    content = document()
+    write(tmp_path, content)
+    assert load_detection_splits(tiny_recipe(tmp_path).data).shot_groups == ["many", "medium", "few"]
+    for category in content["categories"]:
+        del category["frequency"]
+    write(tmp_path, content)
+    assert load_detection_splits(tiny_recipe(tmp_path).data).shot_groups == ["few", "few", "few"]
+
+
+def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, document())
+    other = document()
+    other["categories"][0]["name"] = "purple"
+    write(tmp_path, other, "val.json")
+    with pytest.raises(TrainerError, match=r"data.test.annotations: val.json has 3 categories, and train.json"):
+        load_detection_splits(tiny_recipe(tmp_path, "data.test.annotations=val.json").data)

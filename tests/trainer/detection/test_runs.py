@@ -1,0 +1,149 @@
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.trainer.detection.annotated import document, tiny_recipe, write
+from trainer.checkpoint import load_checkpoint, save_checkpoint, task_of
+from trainer.curves import draw_run
+from trainer.detection.checkpoints import detection_checkpoint, finished_detection_checkpoint
+from trainer.detection.data import load_detection_splits
+from trainer.detection.detecting import detect_split
+from trainer.detection.evaluate import evaluate_detector
+from trainer.detection.runs import evaluate_detector_run, restore_detector, train_detector
+from trainer.detection.training import DetectorTraining
+from trainer.errors import TrainerError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write(folder, document())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs, evaluated. Not to be written to."""
+    folder = tmp_path_factory.mktemp("runs") / "squares"
+    train_detector(tiny_recipe(pictures), folder, device_name="cpu", resume=False)
+    return folder
+
+
+def report_of(folder: Path, name: str = "evaluation.json") -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / name).read_text(), parse_constant=pytest.fail)
+    return report
+
+
+def test_a_run_leaves_checkpoint_recipe_evaluation_samples_and_plots(run: Path) -> None:
+    names = {"checkpoint.safetensors", "recipe.yaml", "evaluation.json", "tradeoff.png", "curves.png", "samples.npz"}
+    assert names <= {path.name for path in run.iterdir()}
+    assert list(run.glob("events.out.tfevents.*"))
+    checkpoint = finished_detection_checkpoint(run)
+    assert (checkpoint.class_names, checkpoint.class_counts) == (["red", "green", "blue"], [4, 3, 1])
+    assert checkpoint.shot_groups == ["many", "medium", "few"]
+    assert checkpoint.sample_images is not None
+    assert checkpoint.sample_sizes is not None
+    assert (checkpoint.sample_images.shape, checkpoint.sample_sizes.shape) == ((4, 64, 64, 3), (4, 2))
+    assert {"class_1", "mask_3", "objectness"} <= set(checkpoint.history[0].loss_parts)
+    for record in checkpoint.history:
+        assert sum(record.loss_parts.values()) == pytest.approx(np.mean(record.losses), rel=1e-5)
+    with np.load(run / "samples.npz") as samples:
+        assert (samples["images"].shape, samples["sizes"].dtype) == ((4, 64, 64, 3), np.float32)
+    with Image.open(run / "tradeoff.png") as image:
+        assert image.size == (1650, 690)
+
+
+def test_the_report_has_each_measure_at_each_alpha(run: Path) -> None:
+    report = report_of(run)
+    assert (report["task"], report["split"], report["pictures"], report["rules"]) == ("detection", "test", 4, "lvis")
+    assert report["curve"]["alpha"] == [0, 1.5, 3]
+    for kind in ("box", "mask"):
+        assert set(report["curve"][kind]) == {"AP", "AP50", "AP75", "APr", "APc", "APf"}
+        assert all(len(values) == 3 for values in report["curve"][kind].values())
+
+
+def test_directions_move_and_stay_finite(run: Path) -> None:
+    directions = [value for name, value in detection_checkpoint(run).model.items() if "momentum_direction" in name]
+    assert len(directions) == 3
+    assert all(one.isfinite().all() and one.any() for one in directions)
+
+
+def test_a_resumed_run_is_like_an_unbroken_one(run: Path, pictures: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(pictures)
+    training = DetectorTraining(recipe, load_detection_splits(recipe.data), CPU)
+    unbroken = detection_checkpoint(run)
+
+    def stop_after_the_first(epoch: int) -> Any:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return own_epoch(epoch)
+
+    own_epoch = training._epoch
+    training._epoch = stop_after_the_first  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        training.run(tmp_path)
+    assert detection_checkpoint(tmp_path).epoch == 1
+    torch.manual_seed(12345)
+    train_detector(recipe, tmp_path, device_name="cpu", resume=True)
+    resumed = detection_checkpoint(tmp_path)
+    assert [record.losses for record in resumed.history] == [record.losses for record in unbroken.history]
+    assert all(torch.equal(resumed.model[name], value) for name, value in unbroken.model.items())
+    assert report_of(tmp_path)["curve"] == report_of(run)["curve"]
+
+
+def test_a_run_is_gone_on_with_by_the_same_recipe_alone(run: Path, pictures: Path) -> None:
+    with pytest.raises(TrainerError, match="holds a run already"):
+        train_detector(tiny_recipe(pictures), run, device_name="cpu", resume=False)
+    with pytest.raises(TrainerError, match=r"another recipe \(detector.head.tau: 16.0 then, 8.0 now\)"):
+        train_detector(tiny_recipe(pictures, "detector.head.tau=8"), run, device_name="cpu", resume=True)
+
+
+def test_both_splits_can_be_evaluated_at_more_alphas(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    evaluate_detector_run(folder, data=None, device_name="cpu", alphas=[-0.5], split="train")
+    report = report_of(folder, "evaluation-train.json")
+    assert (report["split"], report["curve"]["alpha"]) == ("train", [-0.5, 0, 1.5, 3])
+    assert report_of(folder) == report_of(run)
+    draw_run(folder, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()
+    for alpha, split, said in ((math.nan, "test", "--alpha: must be a finite"), (1.0, "val", "--split 'val'")):
+        with pytest.raises(TrainerError, match=said):
+            evaluate_detector_run(folder, data=None, device_name="cpu", alphas=[alpha], split=split)
+
+
+def test_the_report_says_what_detections_one_alpha_at_a_time_give(run: Path) -> None:
+    checkpoint = finished_detection_checkpoint(run)
+    model, split = restore_detector(checkpoint, CPU), load_detection_splits(checkpoint.recipe.data).test
+    together = detect_split(model, split, checkpoint.recipe, [0.0, 1.5], CPU)
+    for alpha, its in zip((0.0, 1.5), together, strict=True):
+        for row, found in enumerate(its):
+            pixels = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+            with Image.open(split.file(row)) as image:
+                size, box = checkpoint.recipe.input.geometry(*image.size)
+                pixels[0] = torch.from_numpy(np.array(image.resize(size, Image.Resampling.BILINEAR).crop(box)))
+                scale = image.width / size[0]
+            (alone,) = model.detect(pixels, torch.tensor([size[::-1]], dtype=torch.float32), alpha)
+            assert np.allclose(found.boxes, alone.boxes.numpy() * scale, atol=1e-3)
+            assert np.allclose(found.scores, alone.scores.numpy(), atol=1e-6)
+            assert found.labels.tolist() == alone.labels.tolist()
+    assert evaluate_detector(checkpoint, model, split, [], CPU)["curve"] == report_of(run)["curve"]
+
+
+def test_an_unfinished_detector_and_the_wrong_task_are_refused(run: Path, tmp_path: Path) -> None:
+    assert task_of(run) == "detection"
+    with pytest.raises(TrainerError, match="is a run of task 'detection', and this is not for that task"):
+        load_checkpoint(run)
+    checkpoint = detection_checkpoint(run)
+    checkpoint.alphas, checkpoint.epoch = {}, 1
+    save_checkpoint(checkpoint, tmp_path)
+    with pytest.raises(TrainerError, match="training has done 1 of 2 epochs"):
+        finished_detection_checkpoint(tmp_path)

@@ -1,0 +1,270 @@
+"""A JSON file of LVIS v1 or COCO, checked and turned into flat arrays. Knows neither caches nor pixels.
+
+A file that is of neither form is refused. A fault in one object or picture is counted, named and left out.
+"""
+
+import json
+import math
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.detection.faults import Faults
+from trainer.detection.masks import run_lengths
+from trainer.errors import TrainerError
+from trainer.progress import track
+
+Raw = dict[str, Any]
+PLAIN = {
+    "picture_ids": "q",
+    "picture_sizes": "i",
+    "object_ends": "q",
+    "object_ids": "q",
+    "boxes": "f",
+    "labels": "i",
+    "areas": "d",
+    "is_crowd": "b",
+}
+"""Arrays with a fixed number of values for each picture or object, and the type code of each."""
+RAGGED = {"names": "B", "absent": "i", "not_exhaustive": "i", "rings": "b", "coordinates": "f", "run_lengths": "B"}
+"""Arrays with any number of values: by picture the first three, by ring the coordinates, else by object."""
+SMALLEST_RING = 6
+"""Three points; fewer enclose nothing."""
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of a file; ``frequency`` is LVIS's r, c or f where the file gives it."""
+
+    id: int
+    name: str
+    frequency: str | None = None
+
+
+class Picture(NamedTuple):
+    """One picture of a file: its id, the name of its file, its height and width in pixels."""
+
+    id: int
+    name: str
+    height: int
+    width: int
+
+
+class Contents(NamedTuple):
+    """What a file holds."""
+
+    categories: list[Category]
+    """In the order of their ids, which is that of the labels."""
+    arrays: dict[str, NDArray[Any]]
+    """Each of ``PLAIN``, and ``values`` and ``ends`` of each of ``RAGGED``; objects in the order of their pictures."""
+    faults: Faults
+    is_federated: bool
+    """Whether pictures name the classes that they surely lack, as in LVIS; in COCO what is not annotated is absent."""
+
+
+class Rows:
+    """Rows of different lengths in one array that grows."""
+
+    def __init__(self, code: str) -> None:
+        self.values, self.ends = array(code), array("q", [0])
+
+    def add(self, values: Iterable[Any]) -> None:
+        """Add a row."""
+        self.values.extend(values)
+        self.ends.append(len(self.values))
+
+
+def read_annotations(file: Path) -> Contents:
+    """Read and check a file.
+
+    Raises:
+        TrainerError: it is not JSON, or of neither form; the message says where.
+    """
+    document = _parse(file)
+    categories = sorted((_category(file, raw) for raw in _list(file, document, "categories")), key=lambda one: one.id)
+    pictures = sorted(
+        ((_picture(file, raw), raw) for raw in _list(file, document, "images")), key=lambda one: one[0].id
+    )
+    _refuse_twice(file, "categories", "id", [category.id for category in categories])
+    _refuse_twice(file, "categories", "name", [category.name for category in categories])
+    _refuse_twice(file, "images", "id", [picture.id for picture, _ in pictures])
+    reader = _Reader(file, {category.id: label for label, category in enumerate(categories)})
+    for picture, raw in pictures:
+        reader.add_picture(picture, raw)
+    reader.add_objects([picture for picture, _ in pictures], _list(file, document, "annotations"))
+    is_federated = bool(pictures) and all("neg_category_ids" in raw for _, raw in pictures)
+    return Contents(categories, reader.arrays(), reader.faults, is_federated)
+
+
+class _Reader:
+    """Arrays that grow by a picture or an object at a time."""
+
+    def __init__(self, file: Path, labels: dict[int, int]) -> None:
+        self.file, self.labels, self.faults = file, labels, Faults()
+        self.plain: dict[str, array[Any]] = {name: array(code) for name, code in PLAIN.items()}
+        self.ragged = {name: Rows(code) for name, code in RAGGED.items()}
+
+    def add_picture(self, picture: Picture, raw: Raw) -> None:
+        self.plain["picture_ids"].append(picture.id)
+        self.plain["picture_sizes"].extend((picture.height, picture.width))
+        self.ragged["names"].add(picture.name.encode())
+        for name, key in (("absent", "neg_category_ids"), ("not_exhaustive", "not_exhaustive_category_ids")):
+            ids = raw.get(key, [])
+            if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+                raise _refused(self.file, f"image {picture.id}: {key} must be a list of ids, got {ids!r:.80}")
+            self.ragged[name].add(ids)
+
+    def add_objects(self, pictures: list[Picture], rows: list[Raw]) -> None:
+        by_picture: dict[int, list[Raw]] = {picture.id: [] for picture in pictures}
+        for raw in rows:
+            _whole(self.file, raw, "id", "an annotation")
+            if raw.get("image_id") in by_picture:
+                by_picture[raw["image_id"]].append(raw)
+            else:
+                self.faults.add("unknown picture", f"annotation {raw['id']}: image_id {raw.get('image_id')!r}")
+        _refuse_twice(self.file, "annotations", "id", [raw["id"] for raw in rows])
+        self.plain["object_ends"].append(0)
+        for picture in track(pictures, "reading annotations", total=len(pictures)):
+            for raw in by_picture[picture.id]:
+                self._add_object(raw, picture)
+            self.plain["object_ends"].append(len(self.plain["labels"]))
+
+    def _add_object(self, raw: Raw, picture: Picture) -> None:
+        where = f"annotation {raw['id']} of image {picture.id}"
+        label = self.labels.get(raw.get("category_id"))  # type: ignore[arg-type]
+        if label is None:
+            return self.faults.add("unknown class", f"{where}: category_id {raw.get('category_id')!r}")
+        box = _corners(raw.get("bbox"), picture)
+        if box is None:
+            return self.faults.add("degenerate box", f"{where}: bbox {raw.get('bbox')!r}")
+        rings, runs = _outline(raw.get("segmentation"), picture)
+        if not rings and runs is None:
+            return self.faults.add("empty mask", f"{where}: segmentation {raw.get('segmentation')!r:.60}")
+        self.plain["object_ids"].append(raw["id"])
+        self.plain["boxes"].extend(box)
+        self.plain["labels"].append(label)
+        self.plain["areas"].append(_area(raw, box))
+        self.plain["is_crowd"].append(bool(raw.get("iscrowd", 0)))
+        self.ragged["rings"].add([1] * len(rings))
+        for ring in rings:
+            self.ragged["coordinates"].add(ring)
+        self.ragged["run_lengths"].add(runs or b"")
+        return None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        plain = {name: np.asarray(values) for name, values in self.plain.items()}
+        plain["picture_sizes"] = plain["picture_sizes"].reshape(-1, 2)
+        plain["boxes"] = plain["boxes"].reshape(-1, 4)
+        plain["is_crowd"] = plain["is_crowd"].astype(bool)
+        ragged = {f"{name}.values": np.asarray(rows.values) for name, rows in self.ragged.items()}
+        return plain | ragged | {f"{name}.ends": np.asarray(rows.ends) for name, rows in self.ragged.items()}
+
+
+def _parse(file: Path) -> Raw:
+    try:
+        document = json.loads(file.read_bytes())
+    except OSError as error:
+        raise TrainerError(
+            f"{file}: cannot be read ({error.strerror}); check data.source and what is below it"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _refused(file, f"not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise _refused(file, f"must be an object, got a {type(document).__name__}")
+    return document
+
+
+def _refused(file: Path, what: str) -> TrainerError:
+    return TrainerError(f"{file}: is no file of LVIS v1 or COCO: {what}; give another file, or mend it")
+
+
+def _list(file: Path, document: Raw, key: str) -> list[Raw]:
+    rows = document.get(key)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise _refused(file, f"{key} must be a list of objects, got {rows!r:.60}")
+    return rows
+
+
+def _whole(file: Path, raw: Raw, key: str, what: str) -> int:
+    value = raw.get(key)
+    if type(value) is not int:
+        raise _refused(file, f"{key} of {what} must be a whole number, got {value!r}")
+    return value
+
+
+def _refuse_twice(file: Path, key: str, name: str, values: list[Any]) -> None:
+    seen: set[Any] = set()
+    for value in values if len(set(values)) < len(values) else ():
+        if value in seen:
+            raise _refused(file, f"{name} {value!r} occurs twice in {key}")
+        seen.add(value)
+
+
+def _category(file: Path, raw: Raw) -> Category:
+    number, name, frequency = _whole(file, raw, "id", "a category"), raw.get("name"), raw.get("frequency")
+    if not isinstance(name, str) or not name.strip():
+        raise _refused(file, f"category {number}: name must be text, got {name!r}")
+    if frequency not in (None, "r", "c", "f"):
+        raise _refused(file, f"category {number}: frequency must be r, c or f, got {frequency!r}")
+    return Category(number, name.strip(), frequency)
+
+
+def _picture(file: Path, raw: Raw) -> Picture:
+    number = _whole(file, raw, "id", "an image")
+    height, width = (_whole(file, raw, key, f"image {number}") for key in ("height", "width"))
+    if min(height, width) < 1:
+        raise _refused(file, f"image {number}: height and width must be at least 1, got {height} and {width}")
+    name = raw.get("file_name") or _name_in(raw.get("coco_url"))
+    if not isinstance(name, str):
+        raise _refused(file, f"image {number}: needs a file_name, or a coco_url as in LVIS v1")
+    return Picture(number, name, height, width)
+
+
+def _name_in(url: object) -> str | None:
+    """LVIS v1 names no files, but addresses that end in train2017/NUMBER.jpg or val2017/NUMBER.jpg."""
+    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
+
+
+def _corners(box: object, picture: Picture) -> tuple[float, float, float, float] | None:
+    """Turn x, y, width, height into corners within the picture; None where nothing is left."""
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        return None
+    x, y, width, height = box
+    left, top = max(x, 0.0), max(y, 0.0)
+    right, bottom = min(x + width, float(picture.width)), min(y + height, float(picture.height))
+    return (
+        (left, top, right, bottom)
+        if np.float32(left) < np.float32(right) and np.float32(top) < np.float32(bottom)
+        else None
+    )
+
+
+def _outline(segmentation: object, picture: Picture) -> tuple[list[list[float]], bytes | None]:
+    """Take the rings that enclose something, or the run-length code if any pixel is in it."""
+    if isinstance(segmentation, dict):
+        code = run_lengths(segmentation, picture.height, picture.width)
+        return [], code
+    rings = segmentation if isinstance(segmentation, list) else []
+    return [ring for ring in rings if _encloses(ring)], None
+
+
+def _encloses(ring: object) -> bool:
+    """Tell whether a ring (x, y, x, y, ...) has an area, by the shoelace formula."""
+    if not isinstance(ring, list) or len(ring) < SMALLEST_RING or len(ring) % 2 or not all(map(_is_finite, ring)):
+        return False
+    x, y = np.array(ring[::2]), np.array(ring[1::2])
+    return bool(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) > 1e-6)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _area(raw: Raw, box: tuple[float, float, float, float]) -> float:
+    area = raw.get("area")
+    return float(area) if isinstance(area, int | float) else (box[2] - box[0]) * (box[3] - box[1])

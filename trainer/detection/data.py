@@ -1,0 +1,178 @@
+"""The two splits of a detector's recipe: annotations joined to the pictures that are there. Knows no model."""
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle import ShotGroup
+from trainer.detection.annotations import Picture
+from trainer.detection.faults import Faults
+from trainer.detection.masks import Canvas, draw
+from trainer.detection.packing import Objects, PackedAnnotations, default_cache, pack
+from trainer.detection.picture_sampling import class_counts
+from trainer.detection.recipe import AnnotatedPictures, DetectionData
+from trainer.errors import TrainerError
+
+SHOT_GROUPS: dict[str, ShotGroup] = {"f": "many", "c": "medium", "r": "few"}
+"""LVIS's frequent, common and rare, as evenkeel's groups."""
+RARE, COMMON = 10, 100
+"""Training pictures up to which a class is rare, and common (Gupta et al., CVPR 2019)."""
+
+
+@dataclass(frozen=True)
+class DetectionSplit:
+    """Pictures of one split, with their annotations.
+
+    Args:
+        name: train or test, for messages.
+        packed: the annotations.
+        folder: of the pictures.
+        rows: which pictures of ``packed`` are there.
+    """
+
+    name: str
+    packed: PackedAnnotations
+    folder: Path
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def picture(self, index: int) -> Picture:
+        """Describe a picture of the split."""
+        return self.packed.picture(int(self.rows[index]))
+
+    def file(self, index: int) -> Path:
+        """Name the file of a picture."""
+        return self.folder / self.picture(index).name
+
+    def objects(self, index: int) -> Objects:
+        """Take the objects of a picture, crowds included."""
+        return self.packed.objects(int(self.rows[index]))
+
+    def masks(self, index: int, objects: list[int], size: tuple[int, int]) -> NDArray[np.bool_]:
+        """Draw masks of some of a picture's objects at a size (height, width): bool [n, height, width]."""
+        picture, first = self.picture(index), self.packed.rows(int(self.rows[index])).start
+        canvas = Canvas(*size, picture.height, picture.width)
+        drawn = [draw(self.packed.outline(first + row, picture), canvas) for row in objects]
+        return np.stack(drawn) if drawn else np.empty((0, *size), dtype=bool)
+
+    def labels_by_picture(self) -> list[NDArray[np.int32]]:
+        """List the classes of each picture, crowds left out, each class once."""
+        everyones = list(self.packed.labels_by_picture())
+        return [everyones[row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class DetectionSplits:
+    """Both splits of a recipe, and what is known of the classes [C]."""
+
+    train: DetectionSplit
+    test: DetectionSplit
+    class_names: list[str]
+    class_counts: NDArray[np.int64] = field(repr=False)
+    shot_groups: list[ShotGroup] = field(repr=False)
+
+    def fingerprint(self) -> str:
+        """Hash what trains the model: the file of annotations, and which of its pictures are there."""
+        return hashlib.sha256(self.train.packed.source_hash.encode() + self.train.rows.tobytes()).hexdigest()
+
+
+def load_detection_splits(data: DetectionData) -> DetectionSplits:
+    """Open both splits of a recipe; faults are reported, or refused where the recipe says so.
+
+    Raises:
+        TrainerError: no such file, one of another form, splits with different classes, or no picture left.
+    """
+    train, test = (_open(data, name, part) for name, part in (("train", data.train), ("test", data.test)))
+    categories = train.packed.categories
+    others = test.packed.categories
+    if [(one.id, one.name) for one in categories] != [(one.id, one.name) for one in others]:
+        raise TrainerError(
+            f"data.test.annotations: {data.test.annotations} has {len(others)} categories, and "
+            f"{data.train.annotations} has {len(categories)} or others; give files of one data set"
+        )
+    counts = class_counts(train.labels_by_picture(), len(categories))
+    groups = [
+        SHOT_GROUPS.get(one.frequency or "", _group_of(int(n))) for one, n in zip(categories, counts, strict=True)
+    ]
+    return DetectionSplits(train, test, [category.name for category in categories], counts, groups)
+
+
+def ground_truth(split: DetectionSplit, shot_groups: list[ShotGroup]) -> dict[str, Any]:
+    """Give a split's annotations in the form that the evaluation takes, LVIS's with ``frequency`` of each class."""
+    packed, frequencies = split.packed, {group: letter for letter, group in SHOT_GROUPS.items()}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(len(split)):
+        row, picture = int(split.rows[index]), split.picture(index)
+        listed = {"neg_category_ids": packed.absent(row), "not_exhaustive_category_ids": packed.not_exhaustive(row)}
+        images.append({"id": picture.id, "height": picture.height, "width": picture.width, **listed})
+        objects, first = split.objects(index), packed.rows(row).start
+        for place, (x1, y1, x2, y2) in enumerate(objects.boxes.astype(float).tolist()):
+            outline = packed.outline(first + place, picture)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # an id of 0 would read as unmatched
+                    "image_id": picture.id,
+                    "category_id": packed.categories[objects.labels[place]].id,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(objects.areas[place]),
+                    "iscrowd": int(objects.is_crowd[place]),
+                    "segmentation": outline if isinstance(outline, dict) else [ring.tolist() for ring in outline],
+                }
+            )
+    categories = [
+        {"id": category.id, "name": category.name, "frequency": frequencies[group]}
+        for category, group in zip(packed.categories, shot_groups, strict=True)
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _open(data: DetectionData, name: str, part: AnnotatedPictures) -> DetectionSplit:
+    source = Path(data.source)
+    file, folder = source / part.annotations, source / part.pictures
+    packed = pack(file, Path(data.cache) if data.cache else default_cache())
+    there, missing = _those_there(packed, folder)
+    faults = Faults(dict(packed.faults.counts), dict(packed.faults.examples))
+    for row in missing:
+        faults.add("missing picture", f"{folder / packed.picture(row).name}")
+    faults.settle(file, data.faults)
+    if not len(there):
+        raise TrainerError(
+            f"data.{name}.pictures: none of the {len(packed)} pictures of {file} lies in {folder}; "
+            "give the folder that their file names begin in"
+        )
+    return DetectionSplit(name, packed, folder, there)
+
+
+def _those_there(packed: PackedAnnotations, folder: Path) -> tuple[NDArray[np.int64], list[int]]:
+    """Tell which pictures have a file. A folder is listed once: a look-up for each of 100,000 files takes long."""
+    listed: dict[str, set[str]] = {}
+    there: list[int] = []
+    missing: list[int] = []
+    for row in range(len(packed)):
+        place, _, name = packed.picture(row).name.rpartition("/")
+        if place not in listed:
+            listed[place] = _names_in(folder / place)
+        (there if name in listed[place] else missing).append(row)
+    return np.array(there, dtype=np.int64), missing
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
+
+
+def _group_of(pictures: int) -> ShotGroup:
+    if pictures > COMMON:
+        return "many"
+    return "few" if pictures <= RARE else "medium"

@@ -1,0 +1,131 @@
+"""The loop that trains a detector: a recipe becomes a checkpoint. Knows neither files of pictures nor bundles."""
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint import Checkpoint, EpochRecord, optimizer_tensors, restore_optimizer
+from trainer.detection.batches import TrainingBatches
+from trainer.detection.checkpoints import detection_checkpoint
+from trainer.detection.data import DetectionSplits
+from trainer.detection.network import CascadeMaskRCNN
+from trainer.detection.recipe import DetectionRecipe
+from trainer.detection.types import Batch
+from trainer.distributed import (
+    refuse_disagreement,
+    share_batch_statistics,
+    share_of_loss,
+    spread,
+    summed,
+    world_size,
+)
+from trainer.optimizer import create_optimizer, set_rate
+from trainer.schedule import learning_rate, momentum_decay
+from trainer.train import computes_bf16
+from trainer.training_run import refuse_other_run, run_epochs, versions_of
+
+
+class DetectorTraining:
+    """A detector, its optimizer and the checkpoint that both are at.
+
+    Args:
+        recipe: what to train.
+        splits: on which data; the test pictures are never seen here.
+        device: where.
+        fetch_weights: whether to fetch pretrained weights; false where ``resume`` will bring the checkpoint's.
+    """
+
+    def __init__(
+        self, recipe: DetectionRecipe, splits: DetectionSplits, device: torch.device, *, fetch_weights: bool = True
+    ) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.device = recipe, device
+        self.autocast = recipe.precision == "bf16" or (recipe.precision == "auto" and computes_bf16(device))
+        self.model = create_detector(recipe, len(splits.class_names), fetch_weights=fetch_weights).on(device)
+        share_batch_statistics(self.model, device)
+        self.optimizer = create_optimizer(recipe.optimizer, self.model)
+        self._compute = spread(self.model)
+        self._batches = TrainingBatches(splits.train, recipe, len(splits.class_names), device)
+        self.checkpoint: Checkpoint[DetectionRecipe] = Checkpoint(
+            recipe=recipe,
+            class_names=splits.class_names,
+            class_counts=splits.class_counts.tolist(),
+            shot_groups=list(splits.shot_groups),
+            data_fingerprint=splits.fingerprint(),
+            epoch=0,
+            model=self.model.state_dict(),
+            versions=versions_of(device) | {"precision": "bf16" if self.autocast else "fp32"},
+        )
+
+    def resume(self, folder: Path) -> None:
+        """Go back to the last checkpoint of the run.
+
+        Raises:
+            TrainerError: a checkpoint of another recipe or other training data.
+        """
+        saved = detection_checkpoint(folder)
+        refuse_other_run(saved, self.checkpoint)
+        self.model.load_state_dict(saved.model)
+        restore_optimizer(self.model, self.optimizer, saved.optimizer)
+        self.checkpoint = saved
+        refuse_disagreement("finished epochs", saved.epoch, self.device)
+
+    def run(self, folder: Path) -> None:
+        """Train the epochs that are left, with a checkpoint after each."""
+        run_epochs(self.checkpoint, folder, self._epoch, self._keep)
+
+    def _keep(self) -> None:
+        self.checkpoint.model = self.model.state_dict()
+        self.checkpoint.optimizer = optimizer_tensors(self.model, self.optimizer)
+
+    def _epoch(self, epoch: int) -> EpochRecord:
+        self.model.train()
+        # The network draws anchors and regions; drawn from here, a resumed epoch is like an unbroken one.
+        torch.manual_seed(self.recipe.seed + 1 + epoch)
+        started, steps = time.monotonic(), len(self._batches.rows(epoch))
+        parts: list[dict[str, Tensor]] = []
+        rate, pictures = 0.0, 0
+        for step, batch in enumerate(self._batches.epoch(epoch)):
+            rate = learning_rate(self.recipe.optimizer, self.recipe.schedule, epoch + step / steps)
+            parts.append(self._step(batch, rate))
+            pictures += len(batch.pixels)
+        names = sorted(parts[0])
+        losses = summed(torch.stack([torch.stack([part[name] for name in names]) for part in parts])) / world_size()
+        images = float(summed(torch.tensor(float(pictures), device=self.device)))
+        seconds = time.monotonic() - started
+        self.checkpoint.seconds += seconds
+        return EpochRecord(
+            epoch=epoch,
+            losses=losses.sum(dim=1).tolist(),
+            learning_rate=rate,
+            train_accuracy=None,
+            images_per_second=images / seconds,
+            loss_parts=dict(zip(names, losses.mean(dim=0).tolist(), strict=True)),
+        )
+
+    def _step(self, batch: Batch, rate: float) -> dict[str, Tensor]:
+        """Take a step and return the parts of the loss.
+
+        The direction is updated after the step by the features of before it, as a classifier's is.
+        """
+        set_rate(self.optimizer, rate)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            losses, features = self._compute(batch)
+        loss = torch.stack(list(losses.values())).sum()
+        loss = loss * share_of_loss(len(batch.pixels), self.device) if world_size() > 1 else loss
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self.recipe.gradient_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_norm)
+        self.optimizer.step()
+        self.model.update_directions(features, momentum_decay=momentum_decay(self.recipe.detector.head, rate))
+        return {name: loss.detach().float() for name, loss in losses.items()}
+
+
+def create_detector(recipe: DetectionRecipe, num_classes: int, *, fetch_weights: bool) -> CascadeMaskRCNN:
+    """Make a recipe's network for C classes."""
+    return CascadeMaskRCNN(
+        recipe.detector, num_classes, recipe.input.mean, recipe.input.std, fetch_weights=fetch_weights
+    )
