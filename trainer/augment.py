@@ -1,4 +1,4 @@
-"""Training transforms: whole batches on the device (kornia), or one picture in a worker process (torchvision).
+"""Training transforms: whole batches on the device, or one picture in a worker process (torchvision).
 
 Both read the same ``AugmentConfig``; drawn policies and Cutout are the same code. Randomness comes from torch's global
 generator.
@@ -7,22 +7,21 @@ generator.
 import kornia.augmentation as kornia
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.transforms import v2
 
 from service.bundle import InputSpec
 from trainer.config import AugmentConfig
+from trainer.distributed import on_device
 from trainer.policies import POLICIES, Policy, change
 
 
 def batch_augmentation(config: AugmentConfig, spec: InputSpec) -> nn.Module:
     """Make the transform of batches of pixels [N, 3, H, W] in [0, 1]; each picture draws its own changes."""
-    size = (spec.height, spec.width)
     strength = config.color_jitter
     steps: list[nn.Module] = []
-    if config.crop_padding:
-        steps.append(kornia.RandomCrop(size, padding=config.crop_padding, cropping_mode="slice"))
-    if config.horizontal_flip:
-        steps.append(kornia.RandomHorizontalFlip())
+    if config.crop_padding or config.horizontal_flip:
+        steps.append(_CropAndFlip(config.crop_padding, flip=config.horizontal_flip))
     if strength:
         steps.append(kornia.ColorJitter(strength, strength, strength, 0.0, p=1.0))
     if config.cutout:
@@ -66,9 +65,39 @@ def cutout(pixels: Tensor, size: int, fill: Tensor) -> Tensor:
 
     Source: DeVries and Taylor, *Improved Regularization of Convolutional Neural Networks with Cutout*, 2017.
     """
-    rows, columns = (_stretch(len(pixels), length, size).to(pixels.device) for length in pixels.shape[-2:])
+    rows, columns = (on_device(_stretch(len(pixels), length, size), pixels.device) for length in pixels.shape[-2:])
     hidden = rows[:, None, :, None] & columns[:, None, None, :]
-    return torch.where(hidden, fill.to(pixels), pixels)
+    return torch.where(hidden, fill.to(pixels, non_blocking=True), pixels)
+
+
+def crop_and_flip(pixels: Tensor, padding: int, *, flip: bool) -> Tensor:
+    """Move each picture by up to ``padding`` pixels each way, black coming into view, and mirror half of them.
+
+    Args:
+        pixels: [N, C, H, W] of any type.
+        padding: 0: no move.
+        flip: whether to mirror.
+
+    Returns:
+        Pixels [N, C, H, W] in the memory format that convolutions are fastest in.
+    """
+    count, _, height, width = pixels.shape
+    left, top = (_start(count, padding) for _ in range(2))  # drawn in this order, each picture by itself
+    mirrored = torch.rand(count) < 0.5 if flip else torch.zeros(count, dtype=torch.bool)
+    place = torch.arange(width)
+    columns = left + torch.where(mirrored[:, None], width - 1 - place, place)
+    places = torch.cat((top + torch.arange(height), columns), dim=1)
+    rows, columns = on_device(places, pixels.device).split((height, width), dim=1)
+    padded = functional.pad(pixels, [padding] * 4).permute(0, 2, 3, 1)
+    picture = torch.arange(count, device=pixels.device)[:, None, None]
+    return padded[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _start(count: int, padding: int) -> Tensor:
+    """Draw where windows begin [N, 1]."""
+    if not padding:
+        return torch.zeros(count, 1, dtype=torch.int64)
+    return (torch.rand(count, 1) * (2 * padding + 1)).long()
 
 
 def _stretch(count: int, length: int, size: int) -> Tensor:
@@ -85,6 +114,15 @@ class _Drawn(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return change(pixels, self.policy, self.fill)
+
+
+class _CropAndFlip(nn.Module):
+    def __init__(self, padding: int, *, flip: bool) -> None:
+        super().__init__()
+        self.padding, self.flip = padding, flip
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return crop_and_flip(pixels, self.padding, flip=self.flip)
 
 
 class _Cutout(nn.Module):

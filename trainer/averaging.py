@@ -17,18 +17,16 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay = model, decay
-        self.state = {name: tensor.clone() for name, tensor in self._weights().items()}
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.model.state_dict().items() if tensor.is_floating_point()}
+        self.decay = decay
+        # The model's own tensors, gathered once: they are changed in place, and a step has no time for it.
+        self._weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        self.state = {name: tensor.clone() for name, tensor in self._weights.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take the weights in after a step, counted from 0 over the whole training."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        weights = self._weights()
-        torch._foreach_lerp_(list(self.state.values()), [weights[name] for name in self.state], 1 - decay)
+        torch._foreach_lerp_(list(self.state.values()), list(self._weights.values()), 1 - decay)
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go back to a saved average."""

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from service.bundle import InputSpec
 from trainer.augment import batch_augmentation, policy_augmentation, sample_augmentation, to_unit_range
 from trainer.config import Recipe
-from trainer.distributed import part_of, world_size
+from trainer.distributed import on_device, part_of, world_size
 from trainer.errors import TrainerError
 from trainer.long_tail import hold_out, select_long_tail
 from trainer.pixels import open_rgb, to_pixels
@@ -135,11 +135,12 @@ class Pixels:
         if self._held is None:
             yield from self._from_workers(tuple(part_of(rows) for rows in batches[first_step:]), epoch)
             return
-        for first in range(0, len(batches), POLICY_BATCHES):
-            together = batches[first : first + POLICY_BATCHES]
-            changed = self._policy(self._held[torch.cat(together).to(self.device)])
-            for rows, pixels in zip(together, changed.split(self.recipe.batch_size), strict=True):
-                yield part_of(self._augment(to_unit_range(pixels))), self._labels[part_of(rows).to(self.device)]
+        rows = on_device(torch.cat(batches), self.device)
+        for together in rows.split(POLICY_BATCHES * self.recipe.batch_size):
+            changed = self._policy(self._held[together]).split(self.recipe.batch_size)
+            labels = self._labels[together].split(self.recipe.batch_size)
+            for pixels, truth in zip(changed, labels, strict=True):
+                yield part_of(self._augment(to_unit_range(pixels))), part_of(truth)
 
     def _order(self, generator: torch.Generator) -> Tensor:
         rows = self.table.rows

@@ -87,6 +87,11 @@ def is_first() -> bool:
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device without waiting for the work that is queued there, as a plain ``to`` of torch does."""
+    return tensor.to(device, non_blocking=True)
+
+
 def part_of(batch: Tensor) -> Tensor:
     """Take this process's part of a batch, in order; parts differ by at most one row."""
     if not distributed.is_initialized():

@@ -12,7 +12,7 @@ from trainer.shot_statistics import ShotStatistics
 
 
 class EpochTally:
-    """Losses, right answers and images of an epoch's steps so far, and by shot group.
+    """Losses of an epoch's steps so far, and what is counted by shot group.
 
     Args:
         shots: what is kept by shot group; it begins anew where the epoch does.
@@ -22,19 +22,15 @@ class EpochTally:
     def __init__(self, shots: ShotStatistics, device: torch.device) -> None:
         self.shots, self.device = shots, device
         self._losses: list[Tensor] = []
-        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # right answers, images
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take in a step: its loss, logits [N, C] and labels [N]."""
+    def add(self, loss: Tensor) -> None:
+        """Take in the loss of a step; ``ShotStatistics`` takes in the rest."""
         self._losses.append(loss)
-        self._counts[0] += (logits.argmax(dim=1) == labels).sum()
-        self._counts[1] += len(labels)
 
     def state(self) -> dict[str, Tensor]:
         """Give everything so far, over all processes; all of them must ask."""
         return {
             "losses": summed(torch.stack(self._losses)) / world_size(),
-            "counts": summed(self._counts),
             "shots": summed(self.shots.sums),
         }
 
@@ -42,7 +38,6 @@ class EpochTally:
         """Go on from what was kept; the first process takes it for all."""
         share = 1.0 if is_first() else 0.0
         self._losses = [loss * share * world_size() for loss in state["losses"].to(self.device)]
-        self._counts = (state["counts"] * int(share)).to(self.device)
         self.shots.sums.copy_(state["shots"] * share)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.config import Recipe
 from trainer.data import Batch, Pixels
-from trainer.distributed import is_first, part_of
+from trainer.distributed import is_first, on_device, part_of
 from trainer.errors import writing
 from trainer.inference import extract_features
 from trainer.model import LongTailClassifier
@@ -37,7 +37,7 @@ class KeptFeatures(Pixels):
         """Yield (features [N, D], labels [N]), shuffled by (seed, epoch) alone."""
         seed = int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        for rows in order.to(self.device).split(self.recipe.batch_size)[first_step : self.steps_per_epoch()]:
+        for rows in on_device(order, self.device).split(self.recipe.batch_size)[first_step : self.steps_per_epoch()]:
             part = part_of(rows)
             yield self._features[part], self._labels[part]
 

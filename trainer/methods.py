@@ -14,6 +14,9 @@ from trainer.errors import TrainerError
 TRAINING_VERSION = 1
 """Raised by hand when a change of the code changes what training gives for the same recipe and data."""
 
+POLICIES_VERSION = 2
+"""The same for drawn policies alone. 2: some pixels differ by 1 of 255, or lie halfway between two, from those of 1."""
+
 NOT_IN_KEY: dict[str, bool | set[str]] = {
     "name": True,
     "alpha": True,
@@ -97,6 +100,8 @@ def training_key(recipe: Recipe, data_fingerprint: str) -> str:
     if recipe.backbone.weights:
         settings["backbone"]["weights"] = _weights_hash(Path(recipe.backbone.weights))
     settings |= {"loss": loss, "in_memory": recipe.data.in_memory, "data": data_fingerprint}
+    if recipe.augment.policy != "none":
+        settings["policies"] = POLICIES_VERSION
     if recipe.data.stream:
         settings["shuffle_window"] = recipe.data.shuffle_window
     content = json.dumps({"version": TRAINING_VERSION, **settings}, sort_keys=True)

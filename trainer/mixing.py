@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import AugmentConfig
+from trainer.distributed import on_device
 
 
 class Mixture(NamedTuple):
@@ -46,7 +47,7 @@ def mix(config: AugmentConfig, pixels: Tensor, progress: float) -> tuple[Tensor,
     way = ways[int(torch.randint(len(ways), ()))]
     a = config.mixup if way is _blend else config.cutmix
     share = float(torch.distributions.Beta(a, a).sample())
-    partner = torch.randperm(len(pixels)).to(pixels.device)
+    partner = on_device(torch.randperm(len(pixels)), pixels.device)
     mixed, share = way(pixels, pixels[partner], share)
     return mixed, Mixture(partner, share)
 

@@ -129,16 +129,16 @@ class Training:
             progress = epoch + step / steps
             rate = learning_rate(self.recipe.optimizer, self.recipe.schedule, progress)
             mixed, mixture = mix(self.recipe.augment, pixels, progress / self.recipe.schedule.epochs)
-            loss, logits = self._step(mixed, labels, rate, mixture)
+            loss, _ = self._step(mixed, labels, rate, mixture)
             if self.average:
                 self.average.update(epoch * steps + step)
-            tally.add(loss, logits, labels)
+            tally.add(loss)
             images += len(labels)
             if folder and self._is_due(step + 1) and step + 1 < steps:
                 timer.stop()
                 self._save_place(step + 1, tally, folder)
         state = tally.state()
-        right, seen = state["counts"].tolist()
+        seen, right, _ = state["shots"].sum(dim=1).tolist()
         seconds = timer.stop()
         accuracy, cosine = self._shots.means()
         return EpochRecord(

@@ -1,12 +1,20 @@
 import pickle
 
+import kornia.augmentation as kornia
 import pytest
 import torch
 from PIL import Image
 
 from service.bundle import InputSpec
 from tests.trainer.tiny import pixels
-from trainer.augment import batch_augmentation, cutout, policy_augmentation, sample_augmentation, to_unit_range
+from trainer.augment import (
+    batch_augmentation,
+    crop_and_flip,
+    cutout,
+    policy_augmentation,
+    sample_augmentation,
+    to_unit_range,
+)
 from trainer.config import AugmentConfig
 
 SPEC = InputSpec(height=8, width=8, resize="exact", mean=(0, 0, 0), std=(1, 1, 1))
@@ -55,6 +63,19 @@ def test_a_flip_mirrors_about_half_of_the_pictures() -> None:
     kept = [torch.allclose(after, before) for before, after in zip(plain, changed, strict=True)]
     assert all(a != b for a, b in zip(flipped, kept, strict=True))
     assert 2 < sum(flipped) < 14
+
+
+@pytest.mark.parametrize(("padding", "flip"), [(2, False), (0, True), (3, True)])
+def test_crops_and_flips_are_drawn_and_made_as_kornia_does_one_by_one(padding: int, flip: bool) -> None:
+    plain = to_unit_range(BATCH)
+    crop = kornia.RandomCrop((8, 8), padding=padding, cropping_mode="slice")
+    theirs = torch.nn.Sequential(*[crop] * (padding > 0), *[kornia.RandomHorizontalFlip()] * flip)
+    results = []
+    for change in (theirs, lambda pixels: crop_and_flip(pixels, padding, flip=flip)):
+        torch.manual_seed(4)
+        results.append((change(plain), torch.rand(())))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1], "what is drawn next stays too"
 
 
 def test_colours_change_within_the_unit_range_and_differ_between_pictures() -> None:
