@@ -27,9 +27,9 @@ from service.front_door import FrontDoor
 from service.listening import CannotListen, bind, is_open_to_others, listen
 from service.loading import load_bundle
 from service.memory import return_large_blocks
-from service.model import ProviderUnavailable
 from service.reload import Reloader
 from service.routes.context import Service
+from service.session import ProviderUnavailable
 from service.settings import Settings
 from service.telemetry import log_to_stderr
 from service.tracing import TracingUnavailable

@@ -9,16 +9,18 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from service.batcher import DynamicBatcher
 from service.cores import available_cores
+from service.detection_predictor import DetectionPredictor
+from service.detector import Detector
 from service.exhibits import Exhibits
 from service.front_door import FrontDoor
 from service.images import ImageDecoder
 from service.keeping import Keeping
 from service.metrics import Metrics
-from service.model import Model
+from service.model import Model, Served
 from service.predictor import Predictor, run_batch
 from service.reload import Loaded, Reloader
 from service.routes import (
@@ -53,7 +55,7 @@ _LAST_WRITE = 6.0
 
 def create_app(
     settings: Settings,
-    served: Model,
+    served: Model | Detector,
     exhibits: Exhibits = _NOTHING,
     *,
     load: Callable[[str], Loaded | None] | None = None,
@@ -92,7 +94,7 @@ def create_app(
 
     app = FrontDoor(
         title="evenkeel",
-        summary="Image classification with a knob from head to tail classes.",
+        summary="Image classification and detection with a knob from head to tail classes.",
         version=version("evenkeel"),
         lifespan=lifespan,
         docs_url=None,  # the framework's pages load their scripts from elsewhere
@@ -104,6 +106,7 @@ def create_app(
     def swap(loaded: Loaded) -> None:
         """Have requests meet the new model from now on; those under way keep the `Service` that they began with."""
         app.state.service = replace(service, **_parts_of(loaded.model, loaded.exhibits, settings))
+        service.batcher.start_anew(**_pace_of(loaded.model, settings))
         _announce(loaded.model, service.metrics)
         service.keeping.remember(loaded.model.manifest)
 
@@ -128,16 +131,15 @@ async def _welcome_once_clients_are_known(service: Service) -> None:
     service.readiness.welcome()
 
 
-def _assemble(settings: Settings, served: Model, exhibits: Exhibits) -> Service:
+def _assemble(settings: Settings, served: Model | Detector, exhibits: Exhibits) -> Service:
     instruments = Metrics()
     _announce(served, instruments)
     batcher = DynamicBatcher(
         run_batch,
-        max_batch_size=settings.max_batch_size,
         max_queue_size=settings.max_queue_size,
         max_queue_delay=settings.max_queue_delay,
-        brief=_BRIEF if served.provider == "cpu" else 0.0,  # a device can hang, a processor cannot
         metrics=instruments,
+        **_pace_of(served, settings),
     )
     return Service(
         settings=settings,
@@ -149,11 +151,19 @@ def _assemble(settings: Settings, served: Model, exhibits: Exhibits) -> Service:
     )
 
 
-def _parts_of(served: Model, exhibits: Exhibits, settings: Settings) -> dict[str, Any]:
+def _pace_of(served: Model | Detector, settings: Settings) -> dict[str, Any]:
+    """Return how many pictures of a model make a batch, and how short a batch may hold up the event loop."""
+    if served.manifest.task == "detection":
+        return {"max_batch_size": 1, "brief": 0.0}  # each runs alone: the first need not wait for the last
+    brief = _BRIEF if served.provider == "cpu" else 0.0  # a device can hang, a processor cannot
+    return {"max_batch_size": settings.max_batch_size, "brief": brief}
+
+
+def _parts_of(served: Model | Detector, exhibits: Exhibits, settings: Settings) -> dict[str, Any]:
     """Return the parts of a `Service` that belong to one model."""
     return {
         "model": served,
-        "predictor": Predictor(served),
+        "predictor": _predictor_of(served),
         "decoder": ImageDecoder(
             served.manifest.input,
             max_pixels=settings.max_image_pixels,
@@ -165,7 +175,13 @@ def _parts_of(served: Model, exhibits: Exhibits, settings: Settings) -> dict[str
     }
 
 
-def _announce(served: Model, instruments: Metrics) -> None:
+def _predictor_of(served: Model | Detector) -> Predictor | DetectionPredictor:
+    if served.manifest.task == "detection":
+        return DetectionPredictor(cast(Detector, served))
+    return Predictor(cast(Model, served))
+
+
+def _announce(served: Served, instruments: Metrics) -> None:
     manifest = served.manifest
     what = {"name": manifest.name, "version": manifest.version}
     trained = manifest.trained_cosine()

@@ -108,6 +108,15 @@ class DynamicBatcher(Generic[Item, Result]):
         failing = 0.0 if self._first_failure is None else self._last_failure - self._first_failure
         return max(failing, now - self._started if self._running else 0.0)
 
+    def start_anew(self, *, max_batch_size: int, brief: float) -> None:
+        """Have another model's batches judged by themselves: what was known of the pace is forgotten.
+
+        Args:
+            max_batch_size, brief: as the class takes them.
+        """
+        self._max_batch_size, self._brief = max_batch_size, brief
+        self._runs, self._seconds_per_item = 0, 0.0
+
     def admit(self, count: int) -> "Admission[Item, Result]":
         """Reserve places for `count` items, or refuse; a context manager whose end gives unused places back.
 

@@ -150,6 +150,10 @@ class ClientCounts:
         if near_breakpoint:
             self._near_breakpoint.inc()
 
+    def observe_alpha(self, alpha: float) -> None:
+        """Count the alpha of one picture of a detector, which has no winner."""
+        self._alpha.observe(alpha)
+
     def observe_label(self, group: ShotGroup, *, right: bool) -> None:
         """Count one label."""
         self._feedback[group, "right" if right else "wrong"].inc()

@@ -112,11 +112,15 @@ def fit(policy: ClientPolicy, manifest: ManifestDraft, max_prior_strength: float
     Args:
         policy: the client's.
         manifest: the model's.
-        max_prior_strength: the largest that the settings allow.
+        max_prior_strength: the largest that the settings allow; a detector has none.
 
     Raises:
-        PolicyMismatch: the ranges do not meet, a default lies outside, or the target names other classes.
+        PolicyMismatch: the ranges do not meet, a default lies outside, the target names other classes, or the policy
+            sets what a detector does not have.
     """
+    if manifest.task == "detection":
+        _refuse_what_no_detector_has(policy)
+        max_prior_strength = 0.0
     model = manifest.alpha
     low, high = _least(policy.alpha_min, model.minimum), _most(policy.alpha_max, model.maximum)
     strengths = _most(policy.max_prior_strength, max_prior_strength)
@@ -158,6 +162,13 @@ def log_target_of(shares: dict[str, float], names: list[str]) -> Floats:
     logs = np.log(np.array([shares[name] for name in names], dtype=np.float64))
     centred: Floats = logs - logs.mean()
     return centred
+
+
+def _refuse_what_no_detector_has(policy: ClientPolicy) -> None:
+    if policy.prior_strength:
+        raise _mismatch("prior_strength", policy.prior_strength, "is for classification, and the model is a detector")
+    if policy.target_distribution:
+        raise _mismatch("target_distribution", "", "is for classification, and the model is a detector")
 
 
 def _log_target(shares: dict[str, float], names: list[str]) -> Floats:

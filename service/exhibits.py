@@ -48,6 +48,33 @@ class AccuracyOverAlpha(BaseModel):
         return self
 
 
+Precisions = dict[str, list[Annotated[float, Field(ge=0, le=1)] | None]]
+
+
+class PrecisionOverAlpha(BaseModel):
+    """A detector's average precision at ascending alphas, by what COCO and LVIS call it: AP, AP50, APr and so on.
+
+    None where there was nothing to measure.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    alpha: list[float] = Field(min_length=1)
+    box: Precisions
+    mask: Precisions
+
+    @model_validator(mode="after")
+    def _one_value_for_each_alpha(self) -> Self:
+        curves = {
+            f"{kind} {name}": len(curve) for kind in ("box", "mask") for name, curve in getattr(self, kind).items()
+        }
+        if set(curves.values()) - {len(self.alpha)}:
+            raise ValueError(f"a curve needs one value for each of {len(self.alpha)} alphas, got {curves}")
+        if self.alpha != sorted(self.alpha):
+            raise ValueError("the curves' alphas must ascend")
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A picture as the model sees it, as a PNG file, and the index of its true class where that is known."""
@@ -64,10 +91,14 @@ class Exhibits:
     test_images: int | None = None
     accuracy: AccuracyOverAlpha | None = None
     activation_maps: ActivationMaps | None = None
+    average_precision: PrecisionOverAlpha | None = None
 
     @classmethod
     def of(cls, bundle: Bundle) -> Self:
         """Read what a verified bundle has to show."""
+        if bundle.manifest.task == "detection":
+            pictures, precision = _evaluation_of_a_detector(bundle)
+            return cls(_samples_of_a_detector(bundle), pictures, average_precision=precision)
         return cls(_samples(bundle), *_evaluation(bundle), _activation_maps(bundle))
 
 
@@ -111,10 +142,49 @@ def _unlabelled(bundle: Bundle) -> NDArray[np.uint8]:
     return bundle.parity().images
 
 
+def _samples_of_a_detector(bundle: Bundle) -> tuple[Sample, ...]:
+    """Return the samples of the bundle, or else its parity samples, without what is beyond the picture."""
+    try:
+        images, sizes = _with_sizes(bundle) if SAMPLES_FILE in bundle.manifest.hashes() else _of_parity(bundle)
+    except (OSError, ValueError, KeyError, BundleError) as error:
+        logger.warning("%s: there are no pictures to try: %s", bundle.path, error)
+        return ()
+    parts = sizes.astype(int).tolist()
+    return tuple(Sample(_png(image[:height, :width])) for image, (height, width) in zip(images, parts, strict=True))
+
+
+def _with_sizes(bundle: Bundle) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    with (bundle.path / SAMPLES_FILE).open("rb") as source, np.load(source, allow_pickle=False) as arrays:
+        images, sizes = arrays["images"], arrays["sizes"]
+    fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3 and sizes.shape == (len(images), 2)
+    if not (fits and (sizes >= 1).all() and (sizes <= images.shape[1:3]).all()):
+        raise ValueError(
+            f"{SAMPLES_FILE} needs images uint8 [N, H, W, 3] with a size within for each, got {images.dtype} "
+            f"{list(images.shape)} and sizes {sizes.dtype} {list(sizes.shape)}"
+        )
+    return images, sizes
+
+
+def _of_parity(bundle: Bundle) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    parity = bundle.detection_parity()
+    return parity.images, parity.image_size
+
+
 def _png(image: NDArray[np.uint8]) -> bytes:
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _evaluation_of_a_detector(bundle: Bundle) -> tuple[int | None, PrecisionOverAlpha | None]:
+    if EVALUATION_FILE not in bundle.manifest.hashes():
+        return None, None
+    try:
+        report: dict[str, Any] = json.loads((bundle.path / EVALUATION_FILE).read_bytes())
+        return int(report["pictures"]), PrecisionOverAlpha.model_validate(report["curve"])
+    except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
+        logger.warning("%s: %s holds no average precision over alpha: %s", bundle.path, EVALUATION_FILE, error)
+        return None, None
 
 
 def _evaluation(bundle: Bundle) -> tuple[int | None, AccuracyOverAlpha | None]:

@@ -7,7 +7,7 @@ The rules, the same as in training and export:
 - the EXIF orientation is applied; colour profiles are ignored; transparency is dropped, as Pillow's
   `convert("RGB")` does; greyscale, palette and CMYK become RGB; of 16 bits the upper 8 count
 - an animation is refused; of a multi-picture JPEG (as telephones write) the first picture counts
-- then resized and cropped with the manifest's geometry, by Pillow
+- then resized and cropped with the manifest's geometry, by Pillow; what a detector's picture leaves free is zero
 
 It knows neither HTTP nor the model: bytes in, uint8 [H, W, 3] out.
 """
@@ -15,6 +15,7 @@ It knows neither HTTP nor the model: bytes in, uint8 [H, W, 3] out.
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,21 @@ from service.jpeg import JpegHead, decode_rgb, is_jpeg, read_head
 from service.plain_png import PlainPngDecoder, count_png_chunks, lacks_pixels
 
 Pixels = NDArray[np.uint8]
+
+
+class Sized(NamedTuple):
+    """A picture as a detector sees it.
+
+    Attributes:
+        pixels: uint8 [H, W, 3].
+        part: width and height of the picture in it.
+        own: its own width and height, upright.
+    """
+
+    pixels: Pixels
+    part: tuple[int, int]
+    own: tuple[int, int]
+
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -89,6 +105,17 @@ class ImageDecoder:
             return self._pixels(image, data, field)
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._pixels, image, data, field)
 
+    async def decode_sized(self, data: bytes, *, field: str) -> Sized:
+        """Return a detector's pixels and both sizes; always in a thread, as its pictures are large.
+
+        Args, Raises: as `decode`.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._sized, data, field)
+
+    def _sized(self, data: bytes, field: str) -> Sized:
+        picture = self._rgb(self._open(data, field), data, field)
+        return Sized(self._fitted(picture), self._spec.fitted_size(*picture.size), picture.size)
+
     def _whole(self, data: bytes, field: str) -> Pixels:
         return self._pixels(self._open(data, field), data, field)
 
@@ -145,17 +172,19 @@ class ImageDecoder:
             )
 
     def _pixels(self, image: Image.Image | JpegHead, data: bytes, field: str) -> Pixels:
+        return self._fitted(self._rgb(image, data, field))
+
+    def _rgb(self, image: Image.Image | JpegHead, data: bytes, field: str) -> Image.Image:
+        """Decode what was opened to an RGB picture, upright."""
         try:
             if isinstance(image, JpegHead):
-                picture = decode_rgb(data, image)
-            else:
-                image.load()
-                if lacks_pixels(data):
-                    raise OSError("its pixels end too early")
-                picture = _to_rgb(_upright(image))
+                return decode_rgb(data, image)
+            image.load()
+            if lacks_pixels(data):
+                raise OSError("its pixels end too early")
+            return _to_rgb(_upright(image))
         except Exception as error:  # as above
             raise _broken(error, field) from error
-        return self._fitted(picture)
 
     def _fitted(self, picture: Image.Image) -> Pixels:
         """Resize and crop an RGB picture, upright already."""

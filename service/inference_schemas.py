@@ -24,9 +24,11 @@ class BinarySize(_Closed):
 class InferInput(_Closed):
     """An input tensor; its values in `data`, flat or nested, or as bytes after the JSON."""
 
-    name: Literal["image", "alpha", "prior_strength"]
+    name: Literal["image", "alpha", "prior_strength", "image_size"]
     datatype: Literal["UINT8", "FP32"]
-    shape: list[Annotated[int, Field(ge=1)]] = Field(description="image [N, height, width, 3]; the knobs [N] or [N, 1]")
+    shape: list[Annotated[int, Field(ge=1)]] = Field(
+        description="image [N, height, width, 3]; the knobs [N] or [N, 1]; image_size, of a detector, [N, 2]"
+    )
     data: list[Any] | None = None
     parameters: BinarySize | None = None
 
@@ -67,7 +69,7 @@ class OutputTensor(_Closed):
     """An output tensor; its values in `data`, flat, or as bytes after the JSON."""
 
     name: str
-    datatype: Literal["FP32", "BYTES"]
+    datatype: Literal["FP32", "INT64", "BYTES"]
     shape: list[int]
     data: list[float] | list[str] | None = None
     parameters: BinarySize | None = None
@@ -86,7 +88,7 @@ class TensorDescription(_Closed):
     """A tensor of the model; -1 is a length that is free."""
 
     name: str
-    datatype: Literal["UINT8", "FP32", "BYTES"]
+    datatype: Literal["UINT8", "FP32", "INT64", "BYTES"]
     shape: list[int]
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from service.bundle import BundleError, read_bundle
+from service.bundle import Bundle, BundleError, read_bundle
+from service.detector import OnnxDetector
 from service.exhibits import Exhibits
 from service.model import OnnxModel
 from service.reload import Loaded
@@ -23,10 +24,15 @@ def load_bundle(path: Path, settings: Settings, version: str) -> Loaded | None:
     intact = read_bundle(folder)
     if intact.manifest.version == version:
         return None
-    model = OnnxModel(
-        intact, provider=settings.provider, threads=settings.threads, max_batch_size=settings.max_batch_size
-    )
-    loaded = Loaded(model, Exhibits.of(intact))
+    loaded = Loaded(_load_model(intact, settings), Exhibits.of(intact))
     if read_bundle(folder).manifest.version != intact.manifest.version:
         raise BundleError(f"{folder} was changed while it was loaded; send SIGHUP again once it is whole")
     return loaded
+
+
+def _load_model(bundle: Bundle, settings: Settings) -> OnnxModel | OnnxDetector:
+    if bundle.manifest.task == "detection":
+        return OnnxDetector(bundle, provider=settings.provider, threads=settings.threads)
+    return OnnxModel(
+        bundle, provider=settings.provider, threads=settings.threads, max_batch_size=settings.max_batch_size
+    )

@@ -26,7 +26,8 @@ PARITY_FILE = "parity.npz"
 EVALUATION_FILE = "evaluation.json"
 """Accuracy over alpha, for whoever wants to see it; not needed to serve."""
 SAMPLES_FILE = "samples.npz"
-"""Pictures to try: `images` uint8 [N, H, W, 3] and `labels`, integers [N]; not needed to serve."""
+"""Pictures to try, not needed to serve: `images` uint8 [N, H, W, 3], and `labels`, integers [N]; of a detector in place
+of labels `sizes`, [N, 2], height and width of the picture in each."""
 
 ShotGroup = Literal["many", "medium", "few"]
 Precision = Literal["fp32", "fp16"]

@@ -4,7 +4,7 @@ Two apps in one process count apart. No label is unbounded: routes are the app's
 codes come from tables, shot groups are three. It knows nothing of how anything is measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
 
@@ -77,6 +77,9 @@ class Metrics:
             ["from_group", "to_group"],
             registry,
         )
+        self.detections = LoopCounter(
+            "evenkeel_detections_total", "Detections answered, by shot group.", ["shot_group"], registry
+        )
         self.confounder_cosine = _histogram(
             "evenkeel_confounder_cosine",
             "Cosine between a picture's features and the momentum direction, mean over the slices.",
@@ -120,6 +123,7 @@ class Metrics:
         self._mean_cosine = MovingMean()
         self.confounder_cosine_mean.set_function(lambda: self._mean_cosine.value)
         self._predictions: dict[str, Tally] = {group: self.predictions.labels(group) for group in SHOT_GROUPS}
+        self._detections: dict[str, Tally] = {group: self.detections.labels(group) for group in SHOT_GROUPS}
         self._requests: dict[tuple[str, int], Tally] = {}
         self._start_at_zero()
 
@@ -150,6 +154,12 @@ class Metrics:
             self.flips.labels(plain_group, winner_group).inc()
         self.confounder_cosine.observe(confounder_cosine)
         self._mean_cosine.observe(confounder_cosine)
+
+    def observe_detections(self, *, alpha: float, groups: Iterable[str]) -> None:
+        """Count one picture of a detector, and its detections by their shot groups."""
+        self.alpha.observe(alpha)
+        for group in groups:
+            self._detections[group].inc()
 
 
 def _histogram(name: str, documentation: str, bounds: Sequence[float], registry: CollectorRegistry) -> LoopHistogram:

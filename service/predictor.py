@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.detection_predictor import DetectionOutcome, DetectionWork
 from service.images import Pixels
 from service.model import Model
 from service.scoring import Branches, Knobs, Score, offsets, score
@@ -56,9 +57,14 @@ Outcome = Score | Explained | Tensors
 """What comes of a work: the score, alone or with the feature map, or the tensors where it wants those."""
 
 
-def run_batch(batch: Sequence[Work]) -> list[Outcome]:
+AnyWork = Work | DetectionWork
+AnyOutcome = Outcome | DetectionOutcome
+"""Of whichever task: at a reload one batch may hold work of both."""
+
+
+def run_batch(batch: Sequence[AnyWork]) -> list[AnyOutcome]:
     """Return what comes of each work, in order: one run of the model, save where a new bundle takes over."""
-    outcomes: list[Outcome] = []
+    outcomes: list[AnyOutcome] = []
     for predictor, works in groupby(batch, key=attrgetter("predictor")):
         outcomes += predictor.run(list(works))
     return outcomes
@@ -68,7 +74,7 @@ class Predictor:
     """A model with what scoring needs of its manifest."""
 
     def __init__(self, model: Model) -> None:
-        self._model = model
+        self.model = model
         self._range = model.manifest.alpha
         self._calibration = model.manifest.calibration
         self.log_class_share = model.manifest.log_class_share()
@@ -78,12 +84,12 @@ class Predictor:
         images = np.array([work.pixels for work in works])
         wanted = {work.wants for work in works}
         if wanted == {"score"}:
-            return [*self._scores(self._model.branches(images), [work.knobs for work in works])]
+            return [*self._scores(self.model.branches(images), [work.knobs for work in works])]
         feature_map: NDArray[np.float32] | None = None
         if wanted & {"explained", "feature_map"}:
-            branches, feature_map = self._model.branches_and_feature_map(images)
+            branches, feature_map = self.model.branches_and_feature_map(images)
         else:
-            branches = self._model.branches(images)
+            branches = self.model.branches(images)
         outcomes: list[Outcome] = [*self._tensors(branches, feature_map, [work.knobs for work in works])]
         rows = [row for row, work in enumerate(works) if work.wants in {"score", "explained"}]
         if rows:

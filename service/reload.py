@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from service.detector import Detector
 from service.exhibits import Exhibits
 from service.metrics import Metrics
 from service.model import Model
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 class Loaded(NamedTuple):
     """A bundle in memory, ready to serve."""
 
-    model: Model
+    model: Model | Detector
     exhibits: Exhibits
 
 

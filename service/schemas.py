@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.bundle import AlphaSpec, Calibration, ClassInfo, InputSpec, ShotGroup, TdeSpec
+from service.bundle import AlphaSpec, Calibration, ClassInfo, DetectionSpec, InputSpec, ShotGroup, Task, TdeSpec
 from service.clients import ClientName, ClientPolicy
-from service.exhibits import AccuracyOverAlpha
+from service.exhibits import AccuracyOverAlpha, PrecisionOverAlpha
 
 Number = Annotated[float, Field(strict=True)]
 
@@ -133,7 +133,7 @@ class PredictResponse(_Closed):
 class ModelResponse(ModelReference):
     """What is public of the model that is served."""
 
-    task: str
+    task: Task
     classes: list[ClassInfo]
     input: InputSpec
     tde: TdeSpec
@@ -141,7 +141,8 @@ class ModelResponse(ModelReference):
     calibration: Calibration | None = Field(
         description="the temperature of the probabilities over both knobs; null: 1, they are not calibrated"
     )
-    max_prior_strength: float
+    detection: DetectionSpec | None = Field(description="what a detector does; null in classification")
+    max_prior_strength: float = Field(description="0 in detection, which has no prior_strength")
     provider: str
     precision: str
 
@@ -166,6 +167,7 @@ class EvaluationResponse(_Closed):
 
     test_images: int | None
     accuracy: AccuracyOverAlpha | None
+    average_precision: PrecisionOverAlpha | None = Field(description="of a detector")
 
 
 class SampleReference(_Closed):

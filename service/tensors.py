@@ -18,10 +18,14 @@ from service.errors import InvalidBody, InvalidParameter
 
 Shape = tuple[int, ...]
 JsonObject = dict[str, Any]
-Values = NDArray[np.float32] | list[list[str]]
+Values = NDArray[np.float32] | NDArray[np.int64] | list[list[str]]
 """What an output holds: numbers, or rows of texts."""
 
-_TYPES: Final[dict[str, np.dtype[Any]]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
+_TYPES: Final[dict[str, np.dtype[Any]]] = {
+    "UINT8": np.dtype(np.uint8),
+    "FP32": np.dtype("<f4"),
+    "INT64": np.dtype("<i8"),
+}
 _DOCS: Final = "See the Open Inference Protocol, version 2, and GET /openapi.json."
 
 
@@ -192,7 +196,7 @@ def write_tensor(name: str, values: Values, *, binary: bool) -> tuple[JsonObject
 
     Args:
         name: the output's name.
-        values: numbers, which go out as FP32, or rows of texts, which go out as BYTES.
+        values: numbers, which go out as FP32 or, whole ones, as INT64, or rows of texts, which go out as BYTES.
         binary: as bytes after the JSON rather than in it.
 
     >>> write_tensor("logits", np.zeros((1, 2), np.float32), binary=True)[0]
@@ -203,8 +207,9 @@ def write_tensor(name: str, values: Values, *, binary: bool) -> tuple[JsonObject
         data: Any = [text for row in values for text in row]
         raw = b"".join(map(_bytes_element, data)) if binary else b""
     else:
-        numbers = np.ascontiguousarray(values, _TYPES["FP32"])
-        shape, datatype = list(numbers.shape), "FP32"
+        datatype = "INT64" if values.dtype.kind == "i" else "FP32"
+        numbers = np.ascontiguousarray(values, _TYPES[datatype])
+        shape = list(numbers.shape)
         data = numbers.reshape(-1)
         raw = numbers.tobytes() if binary else b""
     tensor: JsonObject = {"name": name, "datatype": datatype, "shape": shape}

@@ -50,8 +50,13 @@ def write_triton_model(bundle: Bundle, repository: Path, *, max_batch_size: int)
     """Write the model into a model repository, and return its folder.
 
     Raises:
-        BundleError: the repository has a model of that name already, or cannot be written.
+        BundleError: it is a detector, or the repository has a model of that name already, or cannot be written.
     """
+    if bundle.manifest.task == "detection":
+        raise BundleError(
+            f"{bundle.path} holds a detector, and what is written for Triton is a classifier that takes batches; "
+            "serve it with `service serve`"
+        )
     folder = repository / bundle.manifest.name
     source = bundle.model_path("fp32")
     assert source is not None, "every bundle has an fp32 model"

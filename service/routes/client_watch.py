@@ -5,7 +5,7 @@ import asyncio
 from starlette.requests import Request
 
 from service.batcher import Admission
-from service.predictor import Outcome, Work
+from service.predictor import AnyOutcome, AnyWork
 
 
 class ClientWatch:
@@ -13,7 +13,7 @@ class ClientWatch:
 
     __slots__ = ("_admission", "_request", "_task")
 
-    def __init__(self, request: Request, admission: Admission[Work, Outcome]) -> None:
+    def __init__(self, request: Request, admission: Admission[AnyWork, AnyOutcome]) -> None:
         self._request, self._admission = request, admission
         self._task: asyncio.Task[None] | None = None
 

@@ -9,12 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.batcher import DynamicBatcher
+from service.detection_predictor import DetectionPredictor
 from service.exhibits import Exhibits
 from service.images import ImageDecoder
 from service.keeping import Keeping
 from service.metrics import Metrics
-from service.model import Model
-from service.predictor import Outcome, Predictor, Work
+from service.model import Served
+from service.predictor import AnyOutcome, AnyWork, Predictor
 from service.routes.answers import AnswerWriter
 from service.routes.rules import Rules
 from service.settings import Settings
@@ -63,10 +64,10 @@ class Service:
     """The parts of one app."""
 
     settings: Settings
-    model: Model
-    predictor: Predictor
+    model: Served
+    predictor: Predictor | DetectionPredictor
     metrics: Metrics
-    batcher: DynamicBatcher[Work, Outcome]
+    batcher: DynamicBatcher[AnyWork, AnyOutcome]
     decoder: ImageDecoder
     readiness: Readiness
     rules: Rules

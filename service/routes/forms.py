@@ -1,4 +1,4 @@
-"""From a prediction request in any of its forms to one `PredictQuery`.
+"""From a prediction request in any of its forms to one query, of whichever task its rules are.
 
 Three forms: the raw bytes of a picture, multipart/form-data with several, JSON with base64. Options come in the
 query string in every form. Nothing is guessed: an unknown, repeated, malformed or out-of-range value is refused
@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncGenerator, Sequence
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
@@ -27,8 +27,7 @@ from service.errors import (
     InvalidParameter,
     UnsupportedMediaType,
 )
-from service.routes.rules import OPTIONS, SWITCHES, Options, PredictQuery, Rules, repeated
-from service.schemas import PredictRequest
+from service.routes.rules import GivenImage, Options, Query, RequestRules, repeated
 from service.settings import Settings
 
 RAW_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
@@ -40,7 +39,7 @@ Waiting for it with a timer, as for one that is still to come, takes 10 us.
 _MAX_PARAMETERS: Final = 20
 
 
-async def read_query(request: Request, rules: Rules) -> PredictQuery:
+async def read_query(request: Request, rules: RequestRules[Query]) -> Query:
     """Read and check a whole prediction request.
 
     Raises:
@@ -50,7 +49,7 @@ async def read_query(request: Request, rules: Rules) -> PredictQuery:
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type in RAW_TYPES:
-        return rules.query([(await read_body(request, rules.settings), "body", None, None)], options)
+        return rules.query([(await read_body(request, rules.settings), "body")], options)
     if media_type == "multipart/form-data":
         return await _multipart(request, await read_body(request, rules.settings), options, rules)
     if media_type == "application/json":
@@ -117,7 +116,7 @@ def _too_large(limit: int, size: int | None) -> BodyTooLarge:
     )
 
 
-def _query_string(raw: bytes, rules: Rules) -> Options:
+def _query_string(raw: bytes, rules: RequestRules[Any]) -> Options:
     if not raw:
         return Options()
     try:
@@ -140,29 +139,25 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     return [(name, value) for name, _, value in parts]
 
 
-def _json(body: bytes, options: Options, rules: Rules) -> PredictQuery:
+def _json(body: bytes, options: Options, rules: RequestRules[Query]) -> Query:
     try:
-        content = PredictRequest.model_validate_json(body)
+        content: Any = rules.body.model_validate_json(body)
     except ValidationError as error:
         raise off_the_schema(error) from error
     json.loads(body, object_pairs_hook=_refuse_repeated, parse_int=str)  # no number need fit Python's reader
     rules.refuse_too_many(len(content.images))
-    for name in OPTIONS:
+    for name in rules.names:
         value = getattr(content, name)
         if value is not None and getattr(options, name) is not None:
             raise repeated(name, str(value))
         if value is not None:
-            setattr(options, name, value if name in SWITCHES else getattr(rules, name)(value, name))
-    images = []
+            setattr(options, name, value if name in rules.switches else rules.number(name, value, name))
+    images: list[GivenImage] = []
     for position, image in enumerate(content.images):
         field = f"images[{position}]"
-        alpha = None if image.alpha is None else rules.alpha(image.alpha, f"{field}.alpha")
-        strength = (
-            None
-            if image.prior_strength is None
-            else rules.prior_strength(image.prior_strength, f"{field}.prior_strength")
-        )
-        images.append((_base64(image.data, f"{field}.data"), f"{field}.data", alpha, strength))
+        own = ((name, getattr(image, name)) for name in rules.knobs)
+        knobs = [None if value is None else rules.number(name, value, f"{field}.{name}") for name, value in own]
+        images.append((_base64(image.data, f"{field}.data"), f"{field}.data", *knobs))
     return rules.query(images, options)
 
 
@@ -207,7 +202,7 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 1 << 62
 
 
-async def _multipart(request: Request, body: bytes, options: Options, rules: Rules) -> PredictQuery:
+async def _multipart(request: Request, body: bytes, options: Options, rules: RequestRules[Query]) -> Query:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
@@ -220,7 +215,7 @@ async def _multipart(request: Request, body: bytes, options: Options, rules: Rul
             remedy="Let your HTTP library write it; with curl: -F image=@a.png -F alpha=1.5",
         ) from error
     files: list[bytes] = []
-    texts: dict[str, list[str]] = {name: [] for name in OPTIONS}
+    texts: dict[str, list[str]] = {name: [] for name in rules.names}
     try:
         for name, part in form.multi_items():
             if name == "image" and isinstance(part, UploadFile):
@@ -228,13 +223,13 @@ async def _multipart(request: Request, body: bytes, options: Options, rules: Rul
             elif name in texts and isinstance(part, str):
                 texts[name].append(part)
             else:
-                raise _unknown_part(name, part)
+                raise _unknown_part(name, part, rules)
     finally:
         await form.close()
     return _from_parts(files, texts, options, rules)
 
 
-def _from_parts(files: list[bytes], texts: dict[str, list[str]], options: Options, rules: Rules) -> PredictQuery:
+def _from_parts(files: list[bytes], texts: dict[str, list[str]], options: Options, rules: RequestRules[Query]) -> Query:
     if not files:
         raise InvalidBody(
             "The form holds no picture.",
@@ -242,19 +237,19 @@ def _from_parts(files: list[bytes], texts: dict[str, list[str]], options: Option
             remedy="Send one or more file parts called image; with curl: -F image=@a.png",
         )
     rules.refuse_too_many(len(files))
-    alphas, strengths = (
-        _one_each(name, texts[name], len(files), options, rules) for name in ("alpha", "prior_strength")
-    )
-    for name in ("top_k", *SWITCHES):
-        for text in texts[name]:
+    knobs = [_one_each(name, texts[name], len(files), options, rules) for name in rules.knobs]
+    for name in rules.names:
+        for text in texts[name] if name not in rules.knobs else ():
             if getattr(options, name) is not None:
                 raise repeated(name, text)
             setattr(options, name, rules.option(name, text))
     fields = [f"image[{position}]" for position in range(len(files))]
-    return rules.query(list(zip(files, fields, alphas, strengths, strict=True)), options)
+    return rules.query(list(zip(files, fields, *knobs, strict=True)), options)
 
 
-def _one_each(name: str, texts: list[str], count: int, options: Options, rules: Rules) -> Sequence[float | None]:
+def _one_each(
+    name: str, texts: list[str], count: int, options: Options, rules: RequestRules[Any]
+) -> Sequence[float | None]:
     """Return a knob for each picture: none given, one for all, or one for each in order."""
     if texts and getattr(options, name) is not None:
         raise repeated(name, texts[0])
@@ -269,11 +264,11 @@ def _one_each(name: str, texts: list[str], count: int, options: Options, rules: 
     return values * count if len(values) == 1 else values or [None] * count
 
 
-def _unknown_part(name: str, part: UploadFile | str) -> InvalidParameter:
+def _unknown_part(name: str, part: UploadFile | str, rules: RequestRules[Any]) -> InvalidParameter:
     is_file = isinstance(part, UploadFile)
     return InvalidParameter(
         f"The form takes no {'file' if is_file else 'text'} part called {name}.",
         field=name,
         value=part.filename if isinstance(part, UploadFile) else part,
-        remedy=f"Send pictures as file parts called image, and {', '.join(OPTIONS)} as text parts.",
+        remedy=f"Send pictures as file parts called image, and {', '.join(rules.names)} as text parts.",
     )

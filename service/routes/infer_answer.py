@@ -4,7 +4,7 @@ It counts predictions as `/predict` does, and notes for feedback those whose ans
 knows neither the request's form nor the queue.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,47 +12,58 @@ from starlette.responses import Response
 
 from service.bundle import Manifest
 from service.callers import Caller
-from service.model import Model
-from service.predictor import Tensors
+from service.detection_predictor import DetectionPredictor
+from service.detector import Outputs
+from service.predictor import AnyOutcome, Predictor, Tensors
 from service.routes.context import Service
+from service.routes.infer_contract import IDENTIFIER
 from service.routes.infer_request import InferQuery, RequestedOutput
 from service.routes.predict import NEAR
 from service.routes.rules import Rules
 from service.scoring import offsets
-from service.tensors import Shape, Values, join_message, write_tensor
+from service.tensors import Values, join_message, write_tensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
-IDENTIFIER = "prediction_id"
-"""The output that names each prediction for `/feedback`; who names outputs and leaves it out is not kept."""
 
-
-def output_shapes(model: Model) -> dict[str, Shape]:
-    """Return the shape for one picture of each output, -1 where it is free."""
-    classes, slices = len(model.manifest.classes), model.manifest.tde.num_heads
-    shapes: dict[str, Shape] = dict.fromkeys(("logits", "factual_logits", "counterfactual_logits"), (classes,))
-    shapes["confounder_cosine"] = (slices,)
-    shapes[IDENTIFIER] = (1,)
-    if model.feature_map_shape is not None:
-        shapes["feature_map"] = model.feature_map_shape
-    return shapes
-
-
-def answer(query: InferQuery, rows: list[Tensors], service: Service, caller: Caller, rules: Rules) -> Response:
+def answer(query: InferQuery, rows: list[AnyOutcome], service: Service, caller: Caller, rules: Rules) -> Response:
     """Return the outputs that are wanted, in JSON or as bytes after it; the predictions are counted."""
-    manifest = service.model.manifest
+    by = service.predictor
+    if isinstance(by, DetectionPredictor):
+        values = _detections(query, cast(list[Outputs], rows), service, caller)
+    else:
+        values = _predictions(query, cast(list[Tensors], rows), service, caller, rules, by=by)
+    return _written(query, values, by.model.manifest)
+
+
+def _detections(query: InferQuery, rows: list[Outputs], service: Service, caller: Caller) -> dict[str, Values]:
+    groups = [info.shot_group for info in service.model.manifest.classes]
+    for knobs, row in zip(query.knobs, rows, strict=True):
+        found = row["labels"][: int(row["count"])].tolist()
+        service.metrics.observe_detections(alpha=knobs.alpha, groups=[groups[label] for label in found])
+        caller.counts.observe_alpha(knobs.alpha)
+    return {output.name: np.stack([row[output.name] for row in rows]) for output in query.outputs}
+
+
+def _predictions(
+    query: InferQuery, rows: list[Tensors], service: Service, caller: Caller, rules: Rules, *, by: Predictor
+) -> dict[str, Values]:
+    manifest = by.model.manifest
     columns = {
         name: np.stack([getattr(row, name) for row in rows])
         for name in Tensors._fields
         if getattr(rows[0], name) is not None
     }
-    _observe(query, columns, service, caller)
-    values: dict[str, Values] = {
+    _observe(query, columns, by, service, caller)
+    return {
         output.name: _identifiers(query, columns, service, caller, rules)
         if output.name == IDENTIFIER
         else _values(columns[output.name], output, manifest)
         for output in query.outputs
     }
+
+
+def _written(query: InferQuery, values: dict[str, Values], manifest: Manifest) -> Response:
     written = [write_tensor(output.name, values[output.name], binary=output.binary) for output in query.outputs]
     message: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version}
     if query.id is not None:
@@ -97,11 +108,13 @@ def _identifiers(
     ]
 
 
-def _observe(query: InferQuery, columns: dict[str, NDArray[np.float32]], service: Service, caller: Caller) -> None:
+def _observe(
+    query: InferQuery, columns: dict[str, NDArray[np.float32]], by: Predictor, service: Service, caller: Caller
+) -> None:
     """Count each prediction as `/predict` does."""
     manifest = service.model.manifest
     groups = [info.shot_group for info in manifest.classes]
-    plain = columns["factual_logits"] + offsets(query.knobs, service.predictor.log_class_share)
+    plain = columns["factual_logits"] + offsets(query.knobs, by.log_class_share)
     alphas = np.array([knobs.alpha for knobs in query.knobs])
 
     def winners(alpha: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -1,32 +1,27 @@
 """From an inference request of the Open Inference Protocol to one `InferQuery`.
 
-Inputs and outputs are the bundle's contract: `image`, and where wanted `alpha` and `prior_strength`, which may also
-be parameters of the whole request. Nothing is guessed: what is unknown, repeated, malformed or out of range is
+Inputs and outputs are the bundle's contract: `image`, and where wanted its knobs, which may also be parameters of the
+whole request. Nothing is guessed: what is unknown, repeated, malformed or out of range is
 refused with its name, the value and the remedy. It knows neither the queue nor the answer.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.bundle import InputSpec
 from service.errors import InvalidParameter, Value
+from service.routes.infer_contract import SIZES, InferContract
 from service.routes.rules import Rules, repeated
 from service.scoring import Knobs
 from service.tensors import BinaryParts, JsonObject, Shape, read_tensor, split_message
 
-KNOBS: Final = ("alpha", "prior_strength")
-RANKED: Final = ("logits", "factual_logits", "counterfactual_logits")
-"""The outputs with one number per class, which can be had as a ranking."""
-ON_REQUEST: Final = ("feature_map",)
-"""Outputs that are only sent if a request names them: they are large."""
-
 _REQUEST_KEYS: Final = {"id", "inputs", "outputs", "parameters"}
-_PARAMETERS: Final = {*KNOBS, "binary_data_output", "timeout"}
+_PARAMETERS: Final = {"binary_data_output", "timeout"}
 _REMEDY: Final = "See the model's metadata and GET /openapi.json."
 _LARGEST_JSON: Final = 1_000_000
 
@@ -45,27 +40,26 @@ class InferQuery:
     """A whole request: N images uint8 [N, H, W, 3] with their knobs, and what to send back.
 
     Attributes:
+        sizes: of a detector, height and width of the picture in each image, [N, 2]; None: not said.
         timeout: seconds that the client waits at most; None: as long as the settings say.
     """
 
     id: str | None
     images: NDArray[np.uint8]
+    sizes: NDArray[np.float32] | None
     knobs: list[Knobs]
     outputs: list[RequestedOutput]
     timeout: float | None
 
 
-def read_infer(
-    body: bytes, header_length: str | None, *, rules: Rules, spec: InputSpec, outputs: Mapping[str, Shape]
-) -> InferQuery:
+def read_infer(body: bytes, header_length: str | None, *, rules: Rules, contract: InferContract) -> InferQuery:
     """Read and check a whole inference request.
 
     Args:
         body: the request's body.
         header_length: the header `Inference-Header-Content-Length`, None where there is none.
         rules: what a request may ask.
-        spec: the model's input.
-        outputs: the shape for one picture of each output that there is, -1 where it is free.
+        contract: the model's tensors.
 
     Raises:
         InvalidBody, InvalidParameter, TooManyImages
@@ -76,35 +70,47 @@ def read_infer(
     if identity is not None and not isinstance(identity, str):
         raise _wrong("id", "must be a string")
     parameters = _object(message.get("parameters", {}), "parameters")
-    _refuse_unknown(parameters, _PARAMETERS, "parameters")
+    _refuse_unknown(parameters, {*contract.knobs, *_PARAMETERS}, "parameters")
     parts = BinaryParts(rest)
-    tensors = _inputs(message.get("inputs"), parts, rules, spec)
+    tensors = _inputs(message.get("inputs"), parts, rules, contract)
     parts.refuse_rest()
     images: NDArray[np.uint8] = tensors["image"]
-    alphas, strengths = (_knob(name, tensors, parameters, len(images), rules) for name in KNOBS)
-    requested = _outputs(message.get("outputs"), parameters, outputs, rules)
-    _refuse_long_json(requested, outputs, len(images))
-    knobs = [rules.knobs(*pair) for pair in zip(alphas, strengths, strict=True)]
-    return InferQuery(identity, images, knobs, requested, _timeout(parameters))
+    alphas, strengths = (_knob(name, tensors, parameters, len(images), rules) for name in ("alpha", "prior_strength"))
+    requested = _outputs(message.get("outputs"), parameters, contract, rules)
+    _refuse_long_json(requested, contract, len(images))
+    knobs = [rules.chosen(*pair) for pair in zip(alphas, strengths, strict=True)]
+    sizes = tensors.get(SIZES)
+    _refuse_sizes_beyond(sizes, images)
+    return InferQuery(identity, images, sizes, knobs, requested, _timeout(parameters))
 
 
-def _inputs(inputs: object, parts: BinaryParts, rules: Rules, spec: InputSpec) -> dict[str, NDArray[Any]]:
+def _refuse_sizes_beyond(sizes: NDArray[np.float32] | None, images: NDArray[np.uint8]) -> None:
+    if sizes is None:
+        return
+    largest = images.shape[1:3]
+    for position, size in enumerate(sizes.tolist()):
+        if not all(1 <= number <= most and number == int(number) for number, most in zip(size, largest, strict=True)):
+            field = f"{SIZES}[{position}]"
+            raise _wrong(field, f"must be whole numbers from 1 to {largest[0]} and {largest[1]}", str(size))
+
+
+def _inputs(inputs: object, parts: BinaryParts, rules: Rules, contract: InferContract) -> dict[str, NDArray[Any]]:
+    names = ", ".join(contract.inputs)
     if not isinstance(inputs, list) or not inputs:
-        raise _wrong("inputs", "must be a list with the tensor image, and alpha and prior_strength if wanted")
+        raise _wrong("inputs", f"must be a list of the tensors wanted of {names}, image among them")
     tensors: dict[str, NDArray[Any]] = {}
     count: int | None = None
     for position, each in enumerate(inputs):
         tensor = _object(each, f"inputs[{position}]")
         name = tensor.get("name")
-        if name not in ("image", *KNOBS):
-            raise _wrong(f"inputs[{position}].name", "must be image, alpha or prior_strength", name)
+        if not isinstance(name, str) or name not in contract.inputs:
+            raise _wrong(f"inputs[{position}].name", f"must be one of {names}", name)
         if name in tensors:
-            raise repeated(str(name), "a tensor")
+            raise repeated(name, "a tensor")
         _refuse_unknown(tensor, {"name", "datatype", "shape", "data", "parameters"}, f"inputs[{position}]")
-        datatype = "UINT8" if name == "image" else "FP32"
+        datatype, row = contract.inputs[name]
         if tensor.get("datatype") != datatype:
             raise _wrong(f"{name}.datatype", f"must be {datatype}", tensor.get("datatype"))
-        row = (spec.height, spec.width, 3) if name == "image" else ()
         shape = _shape(tensor.get("shape"), row, name, rules)
         if count not in {None, shape[0]}:
             raise _wrong(f"{name}.shape", f"must begin with {count}, as the inputs before it", shape[0])
@@ -130,7 +136,7 @@ def _knob(
     name: str, tensors: Mapping[str, NDArray[Any]], parameters: JsonObject, count: int, rules: Rules
 ) -> list[float | None]:
     """Return a knob for each picture: its tensor's, the request's parameter, or None."""
-    check = getattr(rules, name)
+    check = partial(rules.number, name)
     if name in tensors and name in parameters:
         raise repeated(name, str(parameters[name]))
     if name in tensors:
@@ -144,12 +150,11 @@ def _knob(
     return [check(float(value), f"parameters.{name}")] * count
 
 
-def _outputs(
-    requested: object, parameters: JsonObject, outputs: Mapping[str, Shape], rules: Rules
-) -> list[RequestedOutput]:
+def _outputs(requested: object, parameters: JsonObject, contract: InferContract, rules: Rules) -> list[RequestedOutput]:
+    outputs = contract.outputs
     binary = _switch(parameters.get("binary_data_output", False), "parameters.binary_data_output")
     if requested is None or requested == []:
-        return [RequestedOutput(name, binary) for name in outputs if name not in ON_REQUEST]
+        return [RequestedOutput(name, binary) for name in outputs if name not in contract.on_request]
     if not isinstance(requested, list):
         raise _wrong("outputs", "must be a list")
     chosen: list[RequestedOutput] = []
@@ -164,26 +169,27 @@ def _outputs(
         options = _object(output.get("parameters", {}), f"{name}.parameters")
         _refuse_unknown(options, {"binary_data", "classification"}, f"{name}.parameters")
         as_bytes = _switch(options.get("binary_data", binary), f"{name}.parameters.binary_data")
-        chosen.append(RequestedOutput(name, as_bytes, _classes(options, name, rules)))
+        chosen.append(RequestedOutput(name, as_bytes, _classes(options, name, contract, rules)))
     return chosen
 
 
-def _classes(options: JsonObject, name: str, rules: Rules) -> int:
+def _classes(options: JsonObject, name: str, contract: InferContract, rules: Rules) -> int:
     wanted = options.get("classification")
     if wanted is None:
         return 0
     field = f"{name}.parameters.classification"
-    if name not in RANKED:
-        raise _wrong(field, f"is only had of {', '.join(RANKED)}", wanted)
+    if name not in contract.ranked:
+        raise _wrong(field, f"is only had of {', '.join(contract.ranked) or 'a classifier'}", wanted)
     if type(wanted) is not int:
         raise _wrong(field, "must be a whole number", wanted)
     return rules.top_k(wanted, field)
 
 
-def _refuse_long_json(requested: list[RequestedOutput], outputs: Mapping[str, Shape], count: int) -> None:
+def _refuse_long_json(requested: list[RequestedOutput], contract: InferContract, count: int) -> None:
     """Refuse to write as text what would keep everyone else waiting."""
     for output in requested:
-        if not (output.binary or output.classes) and count * abs(int(np.prod(outputs[output.name]))) > _LARGEST_JSON:
+        numbers = count * abs(int(np.prod(contract.outputs[output.name].row)))
+        if not (output.binary or output.classes) and numbers > _LARGEST_JSON:
             raise _wrong(output.name, f"for {count} images has more than {_LARGEST_JSON} numbers: too long for JSON")
 
 

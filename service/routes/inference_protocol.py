@@ -11,14 +11,16 @@ import asyncio
 from collections.abc import Sequence
 from importlib.metadata import version
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.detection_predictor import DetectionPredictor, DetectionWork
 from service.errors import NotFound, NotReady, UnsupportedMediaType
+from service.images import Sized
 from service.inference_schemas import (
     InferResponse,
     LiveResponse,
@@ -28,13 +30,14 @@ from service.inference_schemas import (
     ReadyResponse,
     ServerMetadataResponse,
 )
-from service.predictor import Tensors, Wants, Work
+from service.predictor import AnyWork, Wants, Work
 from service.routes.access import caller_of, rules_for, take
 from service.routes.client_watch import ClientWatch
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
 from service.routes.forms import read_body
-from service.routes.infer_answer import HEADER_LENGTH, IDENTIFIER, answer, output_shapes
+from service.routes.infer_answer import HEADER_LENGTH, answer
+from service.routes.infer_contract import Tensor, contract_of
 from service.routes.infer_request import InferQuery, read_infer
 from service.routes.inference_docs import INFER, INFER_MODEL, INFER_VERSION, MODEL, VERSION
 from service.routes.patience import patience
@@ -47,7 +50,8 @@ router = APIRouter(prefix="/v2", route_class=PlainRoute, tags=["Open Inference P
 @router.get("", summary="The server and its extensions", response_model=ServerMetadataResponse)
 async def server_metadata(request: Request) -> Response:
     """Answer with what is understood of the protocol."""
-    extensions = ["binary_tensor_data", "classification", "parameters"]
+    is_classifier = service_of(request).model.manifest.task == "classification"
+    extensions = ["binary_tensor_data", *(["classification"] if is_classifier else []), "parameters"]
     return _json({"name": "evenkeel", "version": version("evenkeel"), "extensions": extensions})
 
 
@@ -85,19 +89,15 @@ async def ready(request: Request) -> Response:
 )
 async def model_metadata(request: Request) -> Response:
     """Answer with names, types and shapes; -1 is a length that is free."""
-    model = _model(request).model
-    spec = model.manifest.input
-    inputs = {"image": ("UINT8", (spec.height, spec.width, 3)), "alpha": ("FP32", ()), "prior_strength": ("FP32", ())}
+    service = _model(request)
+    manifest, contract = service.model.manifest, contract_of(service.predictor)
     return _json(
         {
-            "name": model.manifest.name,
-            "versions": [model.manifest.version],
+            "name": manifest.name,
+            "versions": [manifest.version],
             "platform": "onnxruntime_onnx",
-            "inputs": [_described(name, *kind) for name, kind in inputs.items()],
-            "outputs": [
-                _described(name, "BYTES" if name == IDENTIFIER else "FP32", shape)
-                for name, shape in output_shapes(model).items()
-            ],
+            "inputs": [_described(name, tensor) for name, tensor in contract.inputs.items()],
+            "outputs": [_described(name, tensor) for name, tensor in contract.outputs.items()],
         }
     )
 
@@ -155,7 +155,7 @@ async def infer(request: Request) -> Response:
             rows = await admission.run(_works(query, service), deadline=deadline, when_long=watch.begin)
         finally:
             watch.end()
-    response = answer(query, cast(list[Tensors], rows), service, caller, rules)
+    response = answer(query, rows, service, caller, rules)
     times = Times(decoded - decoding, *admission.seconds, perf_counter() - begin)
     service.metrics.decode_seconds.observe(times.decode)
     service.metrics.total_seconds.observe(times.total)
@@ -180,20 +180,29 @@ def _read(request: Request, body: bytes, service: Service, rules: Rules) -> Infe
         body,
         request.headers.get(HEADER_LENGTH),
         rules=rules,
-        spec=service.model.manifest.input,
-        outputs=output_shapes(service.model),
+        contract=contract_of(service.predictor),
     )
 
 
-def _works(query: InferQuery, service: Service) -> list[Work]:
+def _works(query: InferQuery, service: Service) -> Sequence[AnyWork]:
+    by = service.predictor
+    if isinstance(by, DetectionPredictor):
+        return _detection_works(query, by)
     with_map = any(output.name == "feature_map" for output in query.outputs)
     wants: Wants = "feature_map" if with_map else "tensors"
-    by = service.predictor
     return [Work(by, pixels, knobs, wants) for pixels, knobs in zip(query.images, query.knobs, strict=True)]
 
 
-def _described(name: str, datatype: str, row: Sequence[int]) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": [-1, *row]}
+def _detection_works(query: InferQuery, by: DetectionPredictor) -> list[DetectionWork]:
+    count, height, width, _ = query.images.shape
+    sizes = [[height, width]] * count if query.sizes is None else query.sizes.astype(int).tolist()
+    parts = [(across, down) for down, across in sizes]
+    pictures = [Sized(pixels, part, part) for pixels, part in zip(query.images, parts, strict=True)]
+    return [DetectionWork(by, picture, knobs.alpha, None) for picture, knobs in zip(pictures, query.knobs, strict=True)]
+
+
+def _described(name: str, tensor: Tensor) -> dict[str, Any]:
+    return {"name": name, "datatype": tensor.datatype, "shape": [-1, *tensor.row]}
 
 
 def _model(request: Request) -> Service:

@@ -14,12 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.callers import Caller
+from service.detection_predictor import DetectionPredictor
+from service.detection_schemas import DetectResponse
 from service.images import Pixels
 from service.predictor import Explained, Wants, Work
 from service.routes.access import caller_of, rules_for, take
 from service.routes.answers import Answer
 from service.routes.client_watch import ClientWatch
 from service.routes.context import PlainRoute, Service, service_of
+from service.routes.detect import detect
 from service.routes.explanations import explainer
 from service.routes.failures import documented
 from service.routes.forms import read_query
@@ -39,15 +42,18 @@ _JSON = (b"content-type", b"application/json")
 
 @router.post(
     "/predict",
-    summary="Classify pictures, each at its own alpha",
+    summary="Classify pictures, or detect what is in them, each at its own alpha",
     description=DESCRIPTION,
-    response_model=PredictResponse,
+    response_model=PredictResponse | DetectResponse,
     responses=documented(400, 401, 408, 409, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=OPENAPI,
 )
 async def predict(request: Request) -> Response:
     """Answer a prediction request in any of its forms."""
     service = service_of(request)
+    by = service.predictor
+    if isinstance(by, DetectionPredictor):
+        return await detect(request, service, by)
     begin = perf_counter()
     deadline = asyncio.get_running_loop().time() + patience(request, service.settings)
     caller = caller_of(request, service)
@@ -59,7 +65,6 @@ async def predict(request: Request) -> Response:
         decoding = perf_counter()
         pixels = await _decode(query.images, service)
         decoded = perf_counter()
-        by = service.predictor
         wants: Wants = "explained" if explain else "score"
         items = [Work(by, picture, image.knobs, wants) for picture, image in zip(pixels, query.images, strict=True)]
         watch = ClientWatch(request, admission)

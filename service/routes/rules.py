@@ -5,19 +5,24 @@ request: `service.routes.forms` reads those.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
+
+from pydantic import BaseModel
 
 from service.bundle import Manifest
 from service.clients import ClientPolicy, Terms, fit
 from service.errors import InvalidParameter, TooManyImages
+from service.schemas import PredictRequest
 from service.scoring import Knobs
 from service.settings import Settings
 
-OPTIONS: Final = ("alpha", "prior_strength", "top_k", "breakpoints", "lines", "explain")
-SWITCHES: Final = ("breakpoints", "lines", "explain")
 DEFAULT_TOP_K: Final = 5
+Query = TypeVar("Query")
+GivenImage = tuple[Any, ...]
+"""A picture's bytes, what to call it in an error, and its own value of each knob (None: not said), or none at all."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _SWITCH: Final = {"true": True, "1": True, "false": False, "0": False}
@@ -44,7 +49,7 @@ class PredictQuery(NamedTuple):
 
 @dataclass(slots=True)
 class Options:
-    """What a request says of each option; None where it says nothing."""
+    """What a request says of each option of either task; None where it says nothing."""
 
     alpha: float | None = None
     prior_strength: float | None = None
@@ -52,56 +57,33 @@ class Options:
     breakpoints: bool | None = None
     lines: bool | None = None
     explain: bool | None = None
+    score_threshold: float | None = None
+    masks: bool | None = None
 
 
-class Rules:
-    """What a request may ask of this model under these settings and on a client's terms; None: on anyone's."""
+class RequestRules(ABC, Generic[Query]):
+    """Which options a prediction request takes, and what it asks once they are checked.
 
-    def __init__(self, manifest: Manifest, settings: Settings, terms: Terms | None = None) -> None:
-        self.settings = settings
-        self.terms = fit(ClientPolicy(), manifest, settings.max_prior_strength) if terms is None else terms
-        self._classes = len(manifest.classes)
+    Attributes:
+        names: the options of a request.
+        knobs: those that each picture may have of its own.
+        switches: those that are true or false; `top_k` is a whole number, and the others are numbers.
+        body: the schema of a request in JSON.
+    """
 
-    def query(self, images: Sequence[tuple[bytes, str, float | None, float | None]], options: Options) -> PredictQuery:
-        """Return the query of pictures given as (bytes, field, own alpha, own prior_strength)."""
-        self.refuse_too_many(len(images))
-        return PredictQuery(
-            [self._image(*image, options) for image in images],
-            min(DEFAULT_TOP_K, self._classes) if options.top_k is None else options.top_k,
-            bool(options.breakpoints),
-            bool(options.lines),
-            bool(options.explain),
-        )
+    names: ClassVar[tuple[str, ...]]
+    knobs: ClassVar[tuple[str, ...]]
+    switches: ClassVar[tuple[str, ...]]
+    body: ClassVar[type[BaseModel]]
+    settings: Settings
 
-    def _image(
-        self, data: bytes, field: str, own_alpha: float | None, own_strength: float | None, options: Options
-    ) -> ImageQuery:
-        alpha = options.alpha if own_alpha is None else own_alpha
-        strength = options.prior_strength if own_strength is None else own_strength
-        return ImageQuery(
-            data, field, self.knobs(alpha, strength), self.terms.alpha_source if alpha is None else "request"
-        )
+    @abstractmethod
+    def query(self, images: Sequence[GivenImage], options: Options) -> Query:
+        """Return the query of pictures."""
 
-    def knobs(self, alpha: float | None, prior_strength: float | None) -> Knobs:
-        """Return the knobs of a picture; None: the default."""
-        terms = self.terms
-        return Knobs(
-            terms.alpha if alpha is None else alpha,
-            terms.prior_strength if prior_strength is None else prior_strength,
-            terms.log_target,
-        )
-
-    def alpha(self, value: float, field: str) -> float:
-        """Return the alpha if the model and the client's policy allow it."""
-        return _in_range(value, field, self.terms.alpha_min, self.terms.alpha_max) + 0.0  # -0.0 is 0
-
-    def prior_strength(self, value: float, field: str) -> float:
-        """Return the prior_strength if the settings and the client's policy allow it."""
-        return _in_range(value, field, 0.0, self.terms.max_prior_strength) + 0.0  # as above
-
-    def top_k(self, value: int, field: str) -> int:
-        """Return the number of classes to name if the model has so many."""
-        return int(_in_range(value, field, 1, self._classes))
+    @abstractmethod
+    def number(self, name: str, value: float, field: str) -> float:
+        """Return the number of an option if it may be that."""
 
     def refuse_too_many(self, count: int) -> None:
         """Refuse more images than a request may hold."""
@@ -118,12 +100,12 @@ class Rules:
         """Return the options written as text, each at most once."""
         options = Options()
         for name, text in pairs:
-            if name not in OPTIONS:
+            if name not in self.names:
                 raise InvalidParameter(
                     f"The {where} takes no parameter called {name}.",
                     field=name,
                     value=text,
-                    remedy=f"Use {', '.join(OPTIONS)}, or leave it out.",
+                    remedy=f"Use {', '.join(self.names)}, or leave it out.",
                 )
             if getattr(options, name) is not None:
                 raise repeated(name, text)
@@ -132,7 +114,7 @@ class Rules:
 
     def option(self, name: str, text: str) -> float | int | bool:
         """Return the value of an option written as text."""
-        if name in SWITCHES:
+        if name in self.switches:
             if text not in _SWITCH:
                 raise InvalidParameter(
                     f"{name} must be true or false.", field=name, value=text, remedy="Send true or false."
@@ -143,10 +125,74 @@ class Rules:
                 raise InvalidParameter(
                     f"{name} must be a whole number.", field=name, value=text, remedy="Send digits only, such as 5."
                 )
-            return self.top_k(int(text), name)
-        return (
-            self.alpha(_number(text, name), name) if name == "alpha" else self.prior_strength(_number(text, name), name)
+            return int(self.number(name, int(text), name))
+        return self.number(name, _number(text, name), name)
+
+
+class Rules(RequestRules[PredictQuery]):
+    """What a request may ask of this model under these settings and on a client's terms; None: on anyone's."""
+
+    names = ("alpha", "prior_strength", "top_k", "breakpoints", "lines", "explain")
+    knobs = ("alpha", "prior_strength")
+    switches = ("breakpoints", "lines", "explain")
+    body = PredictRequest
+
+    def __init__(self, manifest: Manifest, settings: Settings, terms: Terms | None = None) -> None:
+        self.settings = settings
+        self.terms = fit(ClientPolicy(), manifest, settings.max_prior_strength) if terms is None else terms
+        self._classes = len(manifest.classes)
+
+    def query(self, images: Sequence[GivenImage], options: Options) -> PredictQuery:
+        """Return the query of pictures."""
+        self.refuse_too_many(len(images))
+        return PredictQuery(
+            [self._image(options, *image) for image in images],
+            min(DEFAULT_TOP_K, self._classes) if options.top_k is None else options.top_k,
+            bool(options.breakpoints),
+            bool(options.lines),
+            bool(options.explain),
         )
+
+    def _image(
+        self,
+        options: Options,
+        data: bytes,
+        field: str,
+        own_alpha: float | None = None,
+        own_strength: float | None = None,
+    ) -> ImageQuery:
+        alpha = options.alpha if own_alpha is None else own_alpha
+        strength = options.prior_strength if own_strength is None else own_strength
+        return ImageQuery(
+            data, field, self.chosen(alpha, strength), self.terms.alpha_source if alpha is None else "request"
+        )
+
+    def chosen(self, alpha: float | None, prior_strength: float | None) -> Knobs:
+        """Return the knobs of a picture; None: the default."""
+        terms = self.terms
+        return Knobs(
+            terms.alpha if alpha is None else alpha,
+            terms.prior_strength if prior_strength is None else prior_strength,
+            terms.log_target,
+        )
+
+    def alpha(self, value: float, field: str) -> float:
+        """Return the alpha if the model and the client's policy allow it."""
+        return in_range(value, field, self.terms.alpha_min, self.terms.alpha_max) + 0.0  # -0.0 is 0
+
+    def prior_strength(self, value: float, field: str) -> float:
+        """Return the prior_strength if the settings and the client's policy allow it."""
+        return in_range(value, field, 0.0, self.terms.max_prior_strength) + 0.0  # as above
+
+    def top_k(self, value: int, field: str) -> int:
+        """Return the number of classes to name if the model has so many."""
+        return int(in_range(value, field, 1, self._classes))
+
+    def number(self, name: str, value: float, field: str) -> float:
+        """Return the number of an option if it may be that."""
+        if name == "top_k":
+            return self.top_k(int(value), field)
+        return self.alpha(value, field) if name == "alpha" else self.prior_strength(value, field)
 
 
 def repeated(name: str, text: str) -> InvalidParameter:
@@ -164,7 +210,8 @@ def _number(text: str, field: str) -> float:
     return float(text)
 
 
-def _in_range(value: float, field: str, low: float, high: float) -> float:
+def in_range(value: float, field: str, low: float, high: float) -> float:
+    """Return a number if it lies within its bounds."""
     if not low <= value <= high:  # false for NaN
         raise InvalidParameter(
             f"{field} must lie between {low:g} and {high:g}.",

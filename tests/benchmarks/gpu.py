@@ -12,7 +12,8 @@ import time
 import numpy as np
 import onnxruntime
 
-from service.model import OnnxModel, ProviderUnavailable
+from service.model import OnnxModel
+from service.session import ProviderUnavailable
 from tests.benchmarks.models import HEAVY
 from tests.benchmarks.result import Figure, at_least
 from tests.benchmarks.servers import free_port, running

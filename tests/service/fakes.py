@@ -10,15 +10,27 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.bundle import Manifest
+from service.detector import Outputs
 from service.manifest import content_version
 from service.scoring import Branches
 from tests.service.conftest import CLASSES, make_draft
+from tests.service.tiny_detector import make_detection_draft, reference
 
 
 def make_manifest(**changes: Any) -> Manifest:
     content: dict[str, Any] = make_draft(**changes).model_dump(mode="json")
     content |= {
         "schema_version": 1,
+        "models": [{"path": "model.onnx", "precision": "fp32", "sha256": "0" * 64}],
+        "files": [{"path": "parity.npz", "sha256": "0" * 64}],
+    }
+    return Manifest.model_validate(content | {"version": content_version(content)})
+
+
+def make_detection_manifest(**changes: Any) -> Manifest:
+    content: dict[str, Any] = make_detection_draft(**changes).model_dump(mode="json")
+    content |= {
+        "schema_version": 2,
         "models": [{"path": "model.onnx", "precision": "fp32", "sha256": "0" * 64}],
         "files": [{"path": "parity.npz", "sha256": "0" * 64}],
     }
@@ -59,6 +71,29 @@ class FakeModel:
     def branches_and_feature_map(self, images: NDArray[np.uint8]) -> tuple[Branches, NDArray[np.float32]]:
         """The feature map is the picture."""
         return self.branches(images), images.transpose(0, 3, 1, 2).astype(np.float32)
+
+
+class FakeDetector:
+    """The tiny detector in numpy: how red a picture is times a line over alpha is the score of each of five things."""
+
+    provider = "cpu"
+    precision = "fp32"
+
+    def __init__(self) -> None:
+        self.manifest = make_detection_manifest()
+        self.runs: list[tuple[tuple[int, int], float]] = []
+        self.threads: set[str] = set()
+        self.spoil: Callable[[Outputs], None] = lambda outputs: None
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def detect(self, image: NDArray[np.uint8], size: tuple[int, int], alpha: float) -> Outputs:
+        self.gate.wait(20)
+        self.runs.append((size, alpha))
+        self.threads.add(threading.current_thread().name)
+        outputs = reference(image, np.array(size, np.float32), alpha)
+        self.spoil(outputs)
+        return outputs
 
 
 def picture(winner: int = 0, *, size: tuple[int, int] = (8, 8), kind: str = "PNG", **options: Any) -> bytes:

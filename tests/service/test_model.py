@@ -7,7 +7,8 @@ import onnxruntime
 import pytest
 
 from service.bundle import Bundle, BundleError, Parity
-from service.model import OnnxModel, ProviderUnavailable
+from service.model import OnnxModel
+from service.session import ProviderUnavailable
 from tests.service.tiny_model import reference, tiny_parity, write_tiny_bundle
 
 
@@ -92,7 +93,7 @@ def test_auto_takes_the_cpu_where_cuda_fails_and_says_so(
 def fallen_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver seems fine, and yet ONNX Runtime quietly opens a session on the CPU."""
     real = onnxruntime.InferenceSession
-    monkeypatch.setattr("service.model._cuda_problem", lambda: None)
+    monkeypatch.setattr("service.session._cuda_problem", lambda: None)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(
         onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options, ["CPUExecutionProvider"])

@@ -1,0 +1,84 @@
+"""`POST /predict` while a detector is served: pictures in, boxes and masks out, each at its own alpha.
+
+The order is that of classification: options are checked before the body is read, places in the queue are taken before
+anything is decoded, and whoever has left costs no run of the model.
+"""
+
+import asyncio
+from time import perf_counter
+from typing import cast
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.callers import Caller
+from service.detection_predictor import DetectionPredictor, Detections, DetectionWork
+from service.images import Sized
+from service.routes.access import caller_of, rules_for, take
+from service.routes.answers import Answer, AnswerWriter
+from service.routes.client_watch import ClientWatch
+from service.routes.context import Service
+from service.routes.detection_rules import DetectionImageQuery, DetectionQuery, DetectionRules
+from service.routes.forms import read_query
+from service.routes.patience import patience
+from service.telemetry import Times, note_times
+
+
+async def detect(request: Request, service: Service, by: DetectionPredictor) -> Response:
+    """Answer a prediction request in any of its forms."""
+    begin = perf_counter()
+    deadline = asyncio.get_running_loop().time() + patience(request, service.settings)
+    caller = caller_of(request, service)
+    query = await read_query(request, DetectionRules(rules_for(caller, service), by.detection))
+    with service.batcher.admit(len(query.images)) as admission:
+        take(caller, len(query.images), service)
+        decoding = perf_counter()
+        decode = service.decoder.decode_sized
+        pictures = await asyncio.gather(*(decode(image.data, field=image.field) for image in query.images))
+        decoded = perf_counter()
+        works = [
+            DetectionWork(by, picture, image.alpha, query.limits)
+            for picture, image in zip(pictures, query.images, strict=True)
+        ]
+        watch = ClientWatch(request, admission)
+        try:
+            outcomes = await admission.run(works, deadline=deadline, when_long=watch.begin)
+        finally:
+            watch.end()
+    answer = _answer(query, pictures, cast(list[Detections], outcomes), service, caller)
+    times = Times(decoded - decoding, *admission.seconds, perf_counter() - begin)
+    service.metrics.decode_seconds.observe(times.decode)
+    service.metrics.total_seconds.observe(times.total)
+    note_times(times)
+    return Response(orjson.dumps(answer), media_type="application/json")
+
+
+def _answer(
+    query: DetectionQuery, pictures: list[Sized], outcomes: list[Detections], service: Service, caller: Caller
+) -> Answer:
+    answers = []
+    for image, picture, found in zip(query.images, pictures, outcomes, strict=True):
+        answer = _image(image, picture, found, service.answers)
+        groups = [each["shot_group"] for each in answer["detections"]]
+        service.metrics.observe_detections(alpha=image.alpha, groups=groups)
+        caller.counts.observe_alpha(image.alpha)
+        answers.append(answer)
+    return {"model": service.answers.model, "images": answers}
+
+
+def _image(image: DetectionImageQuery, picture: Sized, found: Detections, writer: AnswerWriter) -> Answer:
+    width, height = picture.own
+    detections = [
+        {"box": box, **writer.reference(label), "score": score}
+        for box, label, score in zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+    ]
+    for each, counts in zip(detections, found.masks or (), strict=False):
+        each["mask"] = {"size": [height, width], "counts": counts}
+    return {
+        "alpha": image.alpha,
+        "alpha_source": image.alpha_source,
+        "width": width,
+        "height": height,
+        "detections": detections,
+    }

@@ -1,0 +1,151 @@
+"""A session of ONNX Runtime on the provider that was asked for, or none at all.
+
+It knows nothing of what the model is for.
+"""
+
+import ctypes
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from service.bundle import Bundle, BundleError, Precision
+from service.cores import available_cores
+
+logger = logging.getLogger(__name__)
+
+Provider = Literal["cpu", "cuda"]
+Asked = Literal["auto", "cpu", "cuda"]
+
+_EXECUTION_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class ProviderUnavailable(Exception):  # noqa: N818 - as all domain errors here
+    """The execution provider that was asked for does not run on this machine."""
+
+
+class OnnxSession:
+    """A bundle's model file in one session on one device.
+
+    Args:
+        bundle: a verified bundle.
+        asked: `cuda` refuses to start without it; `auto` takes it where it runs, and says so in the log.
+        threads: threads within an operator; None: the cores that this process may really use.
+
+    Raises:
+        ProviderUnavailable: CUDA was asked for and does not run.
+        BundleError: the file is no model.
+    """
+
+    def __init__(self, bundle: Bundle, asked: Asked, threads: int | None) -> None:
+        self.provider, self.precision, self.path, self._session = _start(bundle, asked, threads or available_cores())
+        self.inputs = {value.name: value for value in self._session.get_inputs()}
+        self.outputs = {value.name: value for value in self._session.get_outputs()}
+
+    def refuse_without(self, inputs: set[str], outputs: set[str]) -> None:
+        """Refuse a model that lacks an input or an output.
+
+        Raises:
+            BundleError: which.
+        """
+        if missing := sorted((inputs - set(self.inputs)) | (outputs - set(self.outputs))):
+            raise BundleError(f"{self.path} lacks the inputs or outputs {', '.join(missing)}; export the bundle again")
+
+    def refuse_gaps(self, gaps: Mapping[str, float], tolerance: float) -> None:
+        """Refuse a model whose outputs differ from those expected of it.
+
+        Raises:
+            BundleError: by how much.
+        """
+        if wrong := {name: gap for name, gap in gaps.items() if gap > tolerance}:
+            shown = ", ".join(f"{name} by {gap:.2g}" for name, gap in wrong.items())
+            raise BundleError(
+                f"{self.path} on {self.provider} differs from the trained model on the parity samples: {shown}, and "
+                f"at most {tolerance} is tolerated in {self.precision}; export the bundle again or choose another "
+                "provider"
+            )
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Return the outputs of one run; any thread may call it."""
+        if self.provider == "cpu":
+            results: list[NDArray[Any]] = self._session.run(outputs, inputs)
+            return results
+        binding = self._session.io_binding()  # copies in and out once, and nothing that was not asked for
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        for name in outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        bound: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
+        return bound
+
+
+def _start(
+    bundle: Bundle, asked: Asked, threads: int
+) -> tuple[Provider, Precision, Path, onnxruntime.InferenceSession]:
+    provider = _choose(asked)
+    precision: Precision = "fp16" if provider == "cuda" and bundle.model_path("fp16") else "fp32"
+    path = bundle.model_path(precision)
+    assert path is not None, "every bundle has an fp32 model"
+    try:
+        return provider, precision, path, _open(path, provider, threads)
+    except ProviderUnavailable as problem:
+        if asked != "auto":
+            raise
+        logger.warning("provider auto: the model runs on the CPU, since %s", problem)
+        return _start(bundle, "cpu", threads)
+
+
+def _choose(provider: Asked) -> Provider:
+    if provider == "cpu":
+        return "cpu"
+    problem = _cuda_problem()
+    if problem is None:
+        return "cuda"
+    if provider == "cuda":
+        raise ProviderUnavailable(
+            f"the provider cuda was asked for, and {problem}; install evenkeel[service,gpu] and the NVIDIA driver, "
+            "or ask for cpu"
+        )
+    logger.info("provider auto: the model runs on the CPU, since %s", problem)
+    return "cpu"
+
+
+def _cuda_problem() -> str | None:
+    """Return why CUDA cannot run, or None if nothing speaks against it; the session has the last word."""
+    if _EXECUTION_PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+        return "this build of ONNX Runtime has no CUDA"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"there is no NVIDIA driver ({error})"
+    devices = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(devices)) != 0 or devices.value == 0:
+        return "the NVIDIA driver finds no GPU"
+    return None
+
+
+def _open(path: Path, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+    onnxruntime.disable_telemetry_events()  # some builds report to their makers; a service tells nobody of itself
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores serve the event loop too
+    options.log_severity_level = 3
+    chosen: list[Any] = [_EXECUTION_PROVIDERS[provider]]
+    if provider == "cuda":
+        onnxruntime.preload_dlls()
+        chosen = [(_EXECUTION_PROVIDERS["cuda"], {"use_tf32": "0"})]  # TF32 would cost parity in fp32
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=chosen)
+    except Exception as error:  # ONNX Runtime's own errors have no common base
+        raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {error}; export the bundle again") from error
+    if session.get_providers()[0] != _EXECUTION_PROVIDERS[provider]:
+        raise ProviderUnavailable(
+            f"the provider {provider} was asked for, and ONNX Runtime runs {session.get_providers()[0]} instead, "
+            "for the reason that it has just written above; install evenkeel[service,gpu], or ask for cpu"
+        )
+    return session

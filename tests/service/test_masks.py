@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from faster_coco_eval.core import mask as coco
+from numpy.typing import NDArray
+
+from service.masks import mask_runs, pack_counts
+
+WIDTH, HEIGHT = 61, 43
+GENERATOR = np.random.default_rng(0)
+
+
+def smooth(side: int) -> NDArray[np.float32]:
+    """A blob with a hole, and noise."""
+    row, column = np.mgrid[0:side, 0:side] - (side - 1) / 2
+    radius = np.hypot(row, column) / side
+    blob = 1.3 - 2.5 * np.abs(radius - 0.3) + GENERATOR.normal(scale=0.15, size=(side, side))
+    return blob.clip(0, 1).astype(np.float32)
+
+
+def drawn(mask: NDArray[np.float32], box: tuple[float, float, float, float], threshold: float) -> NDArray[np.float64]:
+    """The value at every pixel's centre less the threshold, pixel by pixel; outside of the box below zero."""
+    x1, y1, x2, y2 = box
+    side, padded = len(mask), np.pad(mask.astype(np.float64), 1)
+    values = np.full((HEIGHT, WIDTH), -threshold)
+    for y in range(HEIGHT):
+        for x in range(WIDTH):
+            if x1 <= x + 0.5 <= x2 and y1 <= y + 0.5 <= y2:
+                u = (x + 0.5 - x1) / (x2 - x1) * side + 0.5
+                v = (y + 0.5 - y1) / (y2 - y1) * side + 0.5
+                i, j = min(int(u), side), min(int(v), side)
+                across = (1 - (u - i)) * padded[j : j + 2, i] + (u - i) * padded[j : j + 2, i + 1]
+                values[y, x] = (1 - (v - j)) * across[0] + (v - j) * across[1] - threshold
+    return values
+
+
+BOXES = [
+    (0.0, 0.0, 61.0, 43.0),
+    (3.2, 4.7, 30.9, 40.1),
+    (10.0, 20.0, 13.0, 22.0),
+    (59.5, 0.0, 61.0, 43.0),
+    (20.3, 10.1, 20.4, 40.0),  # no column's centre lies within
+    (5.0, 7.0, 5.0, 7.0),
+]
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize(("side", "threshold"), [(28, 0.5), (7, 0.3), (1, 0.5)])
+def test_runs_are_those_of_the_drawn_mask_and_pack_as_cocos(
+    box: tuple[float, float, float, float], side: int, threshold: float
+) -> None:
+    mask = smooth(side)
+    counts = mask_runs(mask, box, width=WIDTH, height=HEIGHT, threshold=threshold)
+    packed = {"size": [HEIGHT, WIDTH], "counts": pack_counts(counts)}
+    found, margin = coco.decode(packed).astype(bool), drawn(mask, box, threshold)
+    clear = np.abs(margin) > 1e-9
+    np.testing.assert_array_equal(found[clear], margin[clear] > 0)
+    again = coco.encode(np.asfortranarray(found.astype(np.uint8)))
+    assert packed["counts"] == _text(again["counts"])
+    assert counts.sum() == WIDTH * HEIGHT
+    assert (counts[1:] > 0).all()
+
+
+@pytest.mark.parametrize("picture", [(1, 1), (4000, 3000), (3, 20_000)])
+def test_whole_and_empty_pictures_pack_as_cocos(picture: tuple[int, int]) -> None:
+    width, height = picture
+    for value in (1.0, 0.0):
+        mask = np.full((28, 28), value, np.float32)
+        counts = mask_runs(mask, (0.0, 0.0, width, height), width=width, height=height, threshold=0.5)
+        found = coco.decode({"size": [height, width], "counts": pack_counts(counts)})
+        assert found.mean() == pytest.approx(value, abs=0.05)
+
+
+def test_many_counts_pack_as_cocos() -> None:
+    counts = GENERATOR.integers(1, [3, 40, 2000, 3_000_000], (50, 4)).reshape(-1)
+    height = int(counts.sum())
+    assert pack_counts(counts) == _text(
+        coco.frPyObjects({"size": [height, 1], "counts": counts.tolist()}, height, 1)["counts"]
+    )
+
+
+def _text(counts: bytes | str) -> str:
+    return counts.decode() if isinstance(counts, bytes) else counts
