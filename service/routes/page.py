@@ -14,8 +14,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.bundle import Task
 from service.errors import NotFound
-from service.routes.context import PlainRoute
+from service.routes.context import PlainRoute, service_of
 from service.routes.files import ASK_FIRST, FOREVER, file
 
 router = APIRouter(route_class=PlainRoute)
@@ -39,16 +40,16 @@ _MEDIA_TYPES: Final = {
     ".css": "text/css",
     ".svg": "image/svg+xml",
 }
-_INDEX: Final = "index.html"
+_INDEXES: Final[dict[Task, str]] = {"classification": "index.html", "detection": "detection.html"}
 _FOLDER: Final = b"STATIC"
-"""What index.html writes for the folder of its files."""
+"""What they write for the folder of their files."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """The page, and its files by name."""
+    """The page of each task, and the files of both by name."""
 
-    index: bytes
+    indexes: dict[Task, bytes]
     version: str
     files: dict[str, bytes]
 
@@ -59,15 +60,17 @@ def page() -> Page:
     entries = sorted((entry for entry in files("service").joinpath("static").iterdir()), key=lambda entry: entry.name)
     content = {entry.name: entry.read_bytes() for entry in entries if _suffix(entry.name) in _MEDIA_TYPES}
     version = sha256(b"".join(name.encode() + data for name, data in content.items())).hexdigest()[:12]
-    index = content.pop(_INDEX).replace(_FOLDER, f"static/{version}".encode())
-    return Page(index, version, content)
+    folder = f"static/{version}".encode()
+    indexes = {task: content.pop(name).replace(_FOLDER, folder) for task, name in _INDEXES.items()}
+    return Page(indexes, version, content)
 
 
 @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
 async def index(request: Request) -> Response:
-    """Answer with the page."""
+    """Answer with the page of the task of the model that is served."""
     policy = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
-    return file(request, page().index, _MEDIA_TYPES[".html"], keep=ASK_FIRST, **policy)
+    index = page().indexes[service_of(request).model.manifest.task]
+    return file(request, index, _MEDIA_TYPES[".html"], keep=ASK_FIRST, **policy)
 
 
 @router.api_route("/static/{version}/{name}", methods=["GET", "HEAD"], include_in_schema=False)

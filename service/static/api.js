@@ -31,6 +31,13 @@ export async function predictLines(blob, signal) {
   return answer.images[0].lines;
 }
 
+/** What a detector finds in a picture, with these options. */
+export async function detect(blob, options, signal) {
+  const headers = withKey({ 'Content-Type': blob.type || 'application/octet-stream' });
+  const answer = await ask(`predict?${new URLSearchParams(options)}`, { method: 'POST', body: blob, headers, signal });
+  return answer.images[0];
+}
+
 export async function getBlob(path) {
   return (await reach(path)).blob();
 }

@@ -17,7 +17,13 @@ export const allowed = (alpha, { minimum, maximum }) => Math.min(Math.max(rounde
 
 /** Call `change(alpha)` and `changePrior(strength)` when a person moves one, `reset()` for the default alpha. */
 export function prepareKnobs({ change, changePrior, reset }) {
-  const [slider, number, prior] = [$('alpha'), $('alpha-number'), $('prior')];
+  prepareAlpha({ change, reset });
+  $('prior').addEventListener('input', () => changePrior(Number($('prior').value)));
+}
+
+/** The same of alpha alone. */
+export function prepareAlpha({ change, reset }) {
+  const [slider, number] = [$('alpha'), $('alpha-number')];
   slider.addEventListener('input', () => change(Number(slider.value)));
   // What is being typed stays as it is, whatever else is drawn meanwhile.
   number.addEventListener('input', () => number.toggleAttribute('data-typing', true));
@@ -29,30 +35,38 @@ export function prepareKnobs({ change, changePrior, reset }) {
     else change(wanted);
   });
   $('reset').addEventListener('click', reset);
-  prior.addEventListener('input', () => changePrior(Number(prior.value)));
 }
 
 /** Set the ranges to what may be asked for. */
-export function limitKnobs({ alpha: { minimum, maximum, default: chosen }, prior_strength: { maximum: most } }) {
+export function limitKnobs(terms) {
+  limitAlpha(terms);
+  const { maximum: most } = terms.prior_strength;
+  Object.assign($('prior'), { min: 0, max: most, step: Math.min(0.05, most / 10 || 0.05) });
+  $('prior').closest('section').hidden = most === 0;
+}
+
+export function limitAlpha({ alpha: { minimum, maximum, default: chosen } }) {
   const span = maximum - minimum;
   Object.assign($('alpha'), { min: minimum, max: maximum, step: span > 0.5 ? 0.01 : span / 100 || 1 });
   Object.assign($('alpha-number'), { min: minimum, max: maximum });
-  Object.assign($('prior'), { min: 0, max: most, step: Math.min(0.05, most / 10 || 0.05) });
   $('reset').setAttribute('aria-label', `Default alpha, ${short(chosen)}`);
-  $('prior').closest('section').hidden = most === 0;
 }
 
 /** Put both knobs where they are; `winner` is the class that answers, where there is a picture. */
 export function showKnobs(alpha, priorStrength, winner) {
+  showAlpha(alpha, winner);
+  $('prior').value = priorStrength;
+  $('prior').setAttribute('aria-valuetext', String(priorStrength));
+  $('prior-value').textContent = priorStrength.toFixed(2);
+}
+
+export function showAlpha(alpha, winner) {
   const slider = $('alpha');
   slider.value = alpha;
   slider.setAttribute('aria-valuetext', short(alpha) + (winner ? `, ${winner.name}, ${winner.shot_group}-shot` : ''));
   const number = $('alpha-number');
   const says = document.activeElement === number && Number(number.value) === alpha;
   if (!says && !number.hasAttribute('data-typing')) number.value = alpha;
-  $('prior').value = priorStrength;
-  $('prior').setAttribute('aria-valuetext', String(priorStrength));
-  $('prior-value').textContent = priorStrength.toFixed(2);
 }
 
 /** The winners over alpha as one ribbon along the slider; without a picture a plain one. */

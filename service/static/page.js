@@ -4,7 +4,7 @@
 import { drawAccuracy } from './accuracy.js';
 import { percent, short, showProblem, showRanking, showSide } from './answer.js';
 import { Refusal, getBlob, getEvaluation, getModel, getSamples, getTerms, predictLines, useKey } from './api.js';
-import { command } from './command.js';
+import { command, copyOnClick } from './command.js';
 import { linesAt, logShare, logitsAt, probabilities, ranking, stretchAt, temperature, upperEnvelope } from './envelope.js';
 import { allowed, drawRibbon, limitKnobs, prepareKnobs, showJumps, showKnobs } from './knobs.js';
 import { INSET, drawLines, sceneOf } from './lines.js';
@@ -24,7 +24,7 @@ async function start() {
   useTerms({ alpha: model.alpha, prior_strength: { maximum: model.max_prior_strength, default: 0 } });
   showSamples(samples, takeSample);
   takePictures((blob, picture) => take(blob, picture));
-  $('copy').addEventListener('click', copyCommand);
+  copyOnClick();
   $('key-form').addEventListener('submit', takeKey);
   [$('lines'), $('accuracy')].forEach(followPointer);
   new ResizeObserver(redraw).observe($('lines'));
@@ -117,11 +117,8 @@ function drawAtAlpha() {
   if (stable) showAnswer(stable);
   else clearAnswer();
   showCurve();
-  $('command').textContent = command(
-    state.picture,
-    { alpha, priorStrength, defaultPrior: state.terms.prior_strength.default, withKey: state.withKey },
-    document.baseURI,
-  );
+  const query = priorStrength === state.terms.prior_strength.default ? { alpha } : { alpha, prior_strength: priorStrength };
+  $('command').textContent = command(state.picture, { query, withKey: state.withKey }, document.baseURI);
 }
 
 function showAnswer(stable) {
@@ -204,19 +201,6 @@ function followPointer(target) {
     move(event);
   });
   target.addEventListener('pointermove', (event) => target.hasPointerCapture(event.pointerId) && move(event));
-}
-
-async function copyCommand() {
-  const text = $('command').textContent;
-  try {
-    await navigator.clipboard.writeText(text);
-    $('copy').textContent = 'Copied';
-  } catch {
-    getSelection().selectAllChildren($('command')); // no clipboard without TLS: select it for Ctrl-C
-    $('copy').textContent = 'Selected';
-  }
-  $('announcement').textContent = `${$('copy').textContent}: the curl command`;
-  setTimeout(() => ($('copy').textContent = 'Copy'), 2000);
 }
 
 daring(start);

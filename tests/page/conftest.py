@@ -3,6 +3,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,6 +56,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "samples.npz": samples.getvalue(),
         },
     )
+    with serving(folder) as address:
+        yield address
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve the bundle in a folder, and keep what is to be kept beside it."""
     port = free_port()
     command = [sys.executable, "-m", "service", "serve", str(folder / "bundle"), "--port", str(port), "--threads", "1"]
     environment = os.environ | {

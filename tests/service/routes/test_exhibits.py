@@ -54,9 +54,9 @@ def test_a_sample_that_is_not_there_is_refused(showing: TestClient, number: str)
 def test_the_evaluation_is_the_bundles_curve(showing: TestClient) -> None:
     content = showing.get("/model/evaluation").json()
     EvaluationResponse.model_validate(content)
-    assert content == {"test_images": 7, "accuracy": CURVE}
+    assert content == {"test_images": 7, "accuracy": CURVE, "average_precision": None}
 
 
 def test_a_model_without_anything_to_show_says_so(client: TestClient) -> None:
     assert client.get("/samples").json() == {"samples": []}
-    assert client.get("/model/evaluation").json() == {"test_images": None, "accuracy": None}
+    assert client.get("/model/evaluation").json() == {"test_images": None, "accuracy": None, "average_precision": None}

@@ -5,14 +5,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.routes.page import POLICY
+from service.routes.page import page as page_of_both
 from service.schemas import ErrorResponse
 
 STATIC = files("service").joinpath("static")
 
 
 def addresses(client: TestClient) -> set[str]:
-    """The files that the page names, and those that they import."""
-    page = client.get("/").text
+    """The files that the pages of both tasks name, and those that they import."""
+    page = "".join(index.decode() for index in page_of_both().indexes.values())
     named = set(re.findall(r'(?:src|href)="(static/[^"]+)"', page))
     folder = next(iter(named)).rpartition("/")[0]
     scripts = {entry.name: entry.read_text() for entry in STATIC.iterdir() if entry.name.endswith(".js")}
@@ -30,7 +31,7 @@ def test_the_page_is_html_that_a_browser_asks_about_again(client: TestClient) ->
 
 def test_every_file_of_the_page_is_served_and_kept_for_ever(client: TestClient) -> None:
     named = addresses(client)
-    served = {entry.name for entry in STATIC.iterdir()} - {"index.html"}
+    served = {entry.name for entry in STATIC.iterdir()} - {"index.html", "detection.html"}
     assert {address.rpartition("/")[2] for address in named} == served
     for address in named:
         response = client.get(f"/{address}")
