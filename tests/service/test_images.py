@@ -58,6 +58,23 @@ async def test_lossless_formats_give_the_same_pixels(decoder: ImageDecoder, kind
     np.testing.assert_array_equal(pixels, np.asarray(gradient()))
 
 
+@pytest.mark.parametrize("turn", [1, 6])
+async def test_a_detectors_picture_comes_with_both_sizes_upright(turn: int) -> None:
+    rule = spec(height=24, width=32, resize="longest_side")
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encoded(gradient(size=(40, 10)), "PNG", exif=exif)
+    decoder = ImageDecoder(rule, max_pixels=MAX_PIXELS, threads=1)
+    sized = await decoder.decode_sized(data, field="body")
+    decoder.close()
+    assert (sized.own, sized.part) == (((40, 10), (32, 8)) if turn == 1 else ((10, 40), (6, 24)))
+    width, height = sized.part
+    upright = gradient(size=(40, 10)).transpose(Image.Transpose.ROTATE_270) if turn == 6 else gradient(size=(40, 10))
+    expected = np.zeros((24, 32, 3), np.uint8)
+    expected[:height, :width] = np.asarray(upright.resize(sized.part, Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(sized.pixels, expected)
+
+
 async def test_resize_and_crop_are_pillows_with_the_manifests_geometry() -> None:
     rule = spec(resize="shortest_side", resize_size=10, interpolation="bicubic")
     decoder = ImageDecoder(rule, max_pixels=MAX_PIXELS, threads=1)

@@ -22,6 +22,7 @@ SPECS = {
     "exact": InputSpec(height=9, width=7, resize="exact", interpolation="bicubic", **PLAIN),
     "after_resize": InputSpec(**SHORTEST),
     "with_resize": InputSpec(**SHORTEST, crop="with_resize"),
+    "longest_side": InputSpec(height=20, width=24, resize="longest_side", **PLAIN),
 }
 
 
