@@ -52,7 +52,7 @@ cli.command()(commands.tune)
 
 @cli.callback()
 def about() -> None:
-    """Serve an image classifier whose lean to rare classes each request chooses."""
+    """Serve a classifier or a detector of pictures whose lean to rare classes each request chooses."""
 
 
 @cli.command()

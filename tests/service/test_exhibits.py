@@ -11,6 +11,7 @@ from PIL import Image
 from service.bundle import Bundle, TdeSpec, write_bundle
 from service.exhibits import Exhibits
 from tests.service.conftest import CLASSES, make_draft, make_parity
+from tests.service.tiny_detector import make_detection_draft, tiny_detection_parity
 
 CURVE = {"alpha": [0, 1.5, 3], "overall": [0.5, 0.6, 0.5], "balanced": [0.4, 0.5, 0.5], "few": [0.1, 0.3, 0.4]}
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
@@ -87,4 +88,43 @@ def test_an_evaluation_without_a_curve_is_left_out_and_logged(
 
 def test_the_curve_of_another_direction_is_not_shown(tmp_path: Path) -> None:
     exhibits = Exhibits.of(bundle_with(tmp_path, direction="dataset_mean", evaluation_json=evaluation()))
+    assert exhibits.accuracy is None
+
+
+DETECTION_CURVES = {"alpha": [0, 1.5], "box": {"AP": [0.1, 0.2], "APr": [None, 0.1]}, "mask": {"AP": [0, 1]}}
+
+
+def detector_with(folder: Path, **files: bytes) -> Bundle:
+    named = {name.replace("_", "."): content for name, content in files.items()}
+    content = {"parity.npz": tiny_detection_parity().to_bytes(), **named}
+    return write_bundle(folder / "bundle", make_detection_draft(), models={"fp32": b"no model"}, files=content)
+
+
+def sizes_of(exhibits: Exhibits) -> list[tuple[int, int]]:
+    return [Image.open(io.BytesIO(sample.png)).size for sample in exhibits.samples]
+
+
+def test_a_detectors_samples_are_shown_without_what_lies_beyond_the_picture(tmp_path: Path) -> None:
+    images = np.zeros((2, 24, 32, 3), np.uint8)
+    sizes = np.array([(24, 10), (3, 32)], np.float32)
+    exhibits = Exhibits.of(detector_with(tmp_path, samples_npz=npz(images=images, sizes=sizes)))
+    assert sizes_of(exhibits) == [(10, 24), (32, 3)]
+    assert sizes_of(Exhibits.of(detector_with(tmp_path))) == [(32, 24), (27, 24), (22, 24)]  # of parity
+
+
+@pytest.mark.parametrize("arrays", [{}, {"sizes": np.array([(24, 33)], np.float32)}, {"sizes": np.zeros((1, 2))}])
+def test_a_detectors_samples_that_do_not_fit_are_left_out(tmp_path: Path, arrays: Any, caplog: Any) -> None:
+    images = np.zeros((1, 24, 32, 3), np.uint8)
+    assert Exhibits.of(detector_with(tmp_path, samples_npz=npz(images=images, **arrays))).samples == ()
+    assert "there are no pictures to try" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("curves", "shown"),
+    [(DETECTION_CURVES, True), (DETECTION_CURVES | {"alpha": [0]}, False), ({"alpha": [0], "box": {}}, False)],
+)
+def test_a_detectors_average_precision_is_shown_if_it_fits(tmp_path: Path, curves: Any, shown: bool) -> None:
+    report = json.dumps({"pictures": 9, "curve": curves}).encode()
+    exhibits = Exhibits.of(detector_with(tmp_path, evaluation_json=report))
+    assert (exhibits.test_images, exhibits.average_precision is not None) == ((9, True) if shown else (None, False))
     assert exhibits.accuracy is None
