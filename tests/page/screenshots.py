@@ -1,10 +1,14 @@
-"""The pictures in the README, taken anew: `python -m tests.page.screenshots URL`, with a service of `make demo`."""
+"""The pictures in the README, taken anew: `python -m tests.page.screenshots URL`, with a service of `make demo`.
+
+A detector's page, light alone, is `detection.png`.
+"""
 
 import sys
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
+from playwright.sync_api import Page
 
 from tests.page.browser import CHROMIUM, browser
 
@@ -19,10 +23,16 @@ def take(url: str) -> None:
                 color_scheme=scheme, viewport={"width": 1240, "height": 800}, reduced_motion="reduce"
             )
             page.goto(url)
-            page.locator("#ranking li").first.wait_for()
+            page.locator("#ranking li, #detections li").first.wait_for()
             page.wait_for_timeout(300)
-            picture = Image.open(BytesIO(page.screenshot(full_page=True))).convert("RGB")
-            picture.quantize(256, dither=Image.Dither.NONE).save(FOLDER / f"page-{scheme}.png", optimize=True)
+            detects = page.locator("#detections").count() > 0
+            if not (detects and scheme == "dark"):
+                _save(page, "detection" if detects else f"page-{scheme}")
+
+
+def _save(page: Page, name: str) -> None:
+    picture = Image.open(BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

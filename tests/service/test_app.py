@@ -96,6 +96,8 @@ def test_openapi_documents_each_form_with_its_errors(client: TestClient) -> None
         "breakpoints",
         "lines",
         "explain",
+        "score_threshold",
+        "masks",
     }
     assert {"200", "400", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
     for reference in re.findall(r'"\$ref":\s*"#/([^"]+)"', client.get("/openapi.json").text):
