@@ -113,7 +113,8 @@ class OnnxModel:
         alpha = strength = np.zeros(size, np.float32)
         if knobs is not None:
             alpha, strength = (np.pad(knob, (0, size - count)) for knob in knobs)
-        inputs = {"image": np.ascontiguousarray(images), "alpha": alpha, "prior_strength": strength}
+        image = np.ascontiguousarray(images)
+        inputs: dict[str, NDArray[Any]] = {"image": image, "alpha": alpha, "prior_strength": strength}
         found = self._session.run(outputs, inputs)
         return found if size == count else [output[:count] for output in found]
 
