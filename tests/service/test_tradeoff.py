@@ -147,7 +147,8 @@ def test_the_curve_equals_argmax_at_every_alpha(pair: Pair, data: st.DataObject)
 @settings(deadline=None)
 @given(many_samples, st.data())
 def test_a_sample_is_right_where_its_envelope_says_so(pair: Pair, data: st.DataObject) -> None:
-    factual, counterfactual = pair
+    # Lines that part by less than rounding are equal to one who computes logits, and not to one who compares slopes.
+    factual, counterfactual = (array.round(6) for array in pair)
     labels = data.draw(hnp.arrays(np.int64, len(factual), elements=st.integers(0, factual.shape[1] - 1)))
     starts, ends = correct_intervals(factual, counterfactual, labels, low=LOW, high=HIGH)
     for row, label in enumerate(labels):
