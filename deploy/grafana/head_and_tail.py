@@ -83,17 +83,29 @@ _ANSWERS = (
         unit="percentunit",
         dashed="all",
         description="Share of predictions whose winner is not that of alpha 0.",
+        width=6,
     ),
     Panel(
         "Near a breakpoint, by client",
         {"{{client}}": _of_a_client("evenkeel_client_near_breakpoint_total")},
         unit="percentunit",
         description="Share of predictions whose winner changes within 0.1 of the alpha served: what hangs on it.",
+        width=6,
     ),
     Panel(
         "Predictions, by client",
         {"{{client}}": rate(_PREDICTIONS, WHOSE, "client")},
         unit="ops",
+        width=6,
+    ),
+    Panel(
+        "Detections by shot group",
+        {"{{shot_group}}": rate("evenkeel_detections_total", "", "shot_group")},
+        unit="ops",
+        stacked=True,
+        description="Of a detector, over all clients: objects answered, by the shot group of their class. A detector "
+        "has no winners, and the panels of answers stay empty.",
+        width=6,
     ),
 )
 _DRIFT = (
