@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.benchmarks.gpu_training import PLAN, OutOfTime, budget
+from tests.benchmarks.gpu_training import PLAN, SMOKED, OutOfTime, budget
 from trainer.methods import recipe_of
 
 
@@ -17,6 +17,7 @@ def test_every_training_of_the_plan_is_a_recipe_with_its_settings_and_none_is_tw
         for seed in entry.seeds
     ]
     assert len({recipe.model_dump_json() for recipe in recipes}) == len(recipes) > 20
+    assert set(SMOKED) < {entry.title for entry in PLAN}
     assert {recipe.schedule.epochs for recipe in recipes} == {200, 400, 800}
 
 
