@@ -255,10 +255,17 @@ def _outline(segmentation: object, picture: Picture) -> tuple[list[list[float]],
 
 def _encloses(ring: object) -> bool:
     """Tell whether a ring (x, y, x, y, ...) has an area, by the shoelace formula."""
-    if not isinstance(ring, list) or len(ring) < SMALLEST_RING or len(ring) % 2 or not all(map(_is_finite, ring)):
+    if not isinstance(ring, list) or len(ring) < SMALLEST_RING or len(ring) % 2:
         return False
-    x, y = np.array(ring[::2]), np.array(ring[1::2])
-    return bool(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) > 1e-6)
+    try:
+        numbers = np.array(ring)
+    except ValueError:  # lists of different lengths in it
+        return False
+    if numbers.ndim != 1 or numbers.dtype.kind not in "if" or not np.isfinite(numbers).all():
+        return False
+    x, y = numbers[::2], numbers[1::2]
+    twice = np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]) + x[-1] * y[0] - y[-1] * x[0]
+    return bool(abs(twice) > 1e-6)
 
 
 def _is_finite(value: object) -> bool:
