@@ -117,6 +117,7 @@ def test_a_wrong_key_or_value_is_named_with_what_is_allowed(override: str, said:
         ("augment.shortest_sides=[0]", "augment.shortest_sides.0: .*greater than or equal to 1, got 0"),
         ("input.resize=exact", "input.resize must be longest_side for task=detection, got 'exact'"),
         ("alpha={choose: mean_cosine}", "alpha.choose must be recipe for task=detection, got 'mean_cosine'"),
+        ("optimizer.sharpness_rho=0.05", "optimizer.sharpness_rho=0.05 is for task=classification; leave it out"),
         ("task=segmentation", "task: must be classification or detection, got 'segmentation'"),
         ("loss.name=focal", "loss: unknown key"),
     ],

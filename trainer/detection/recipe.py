@@ -66,4 +66,7 @@ class DetectionRecipe(BaseRecipe):
             raise ValueError(
                 f"alpha.choose must be recipe for task=detection, got {self.alpha.choose!r}; set alpha.value as well"
             )
+        for key in ("sharpness_rho", "backbone_learning_rate"):
+            if value := getattr(self.optimizer, key):
+                raise ValueError(f"optimizer.{key}={value} is for task=classification; leave it out")
         return self
