@@ -4,7 +4,7 @@ As a command it sends each picture's own file to ``POST /predict`` at each alpha
 
     python -m tests.end_to_end.http_detections RUN http://127.0.0.1:8000 --split train --alpha 0 --alpha 1.5
 
-``--data`` names the folder of the data where it has moved. It ends with status 1 where an AP differs by more than 0.002.
+``--data`` names the folder of the data where it has moved. The status is 1 where an AP differs by more than 0.002.
 """
 
 import argparse
