@@ -116,7 +116,7 @@ def batch_mean(features: Tensor) -> Tensor:
     if not distributed.is_initialized():
         return features
     sums = features.detach().sum(dim=0)
-    total = summed(torch.cat((sums, sums.new_tensor([len(features)]))))
+    total = summed(torch.cat((sums, sums.new_full((1,), len(features)))))
     return (total[:-1] / total[-1]).unsqueeze(0)
 
 
@@ -127,7 +127,7 @@ def share_of_loss(rows: int, device: torch.device) -> Tensor | float:
     """
     if not distributed.is_initialized():
         return 1.0
-    count = torch.tensor(float(rows), device=device)
+    count = torch.full((), float(rows), device=device)
     return count * world_size() / summed(count)
 
 

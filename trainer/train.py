@@ -5,10 +5,11 @@ average where the recipe asks for one; the test split is never seen here.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.averaging import WeightAverage
 from trainer.checkpoint import (
@@ -62,7 +63,7 @@ class Training:
         self.optimizer = create_optimizer(recipe.optimizer, self.model)
         is_compiled = recipe.compile == "always" or (recipe.compile == "auto" and device.type == "cuda")
         spread_model = spread(self.model)
-        self._compute = torch.compile(spread_model) if is_compiled else spread_model
+        self._compute = _compiled(spread_model) if is_compiled else spread_model
         decay = recipe.averaging.decay
         self.average = WeightAverage(self.model, decay) if decay else None
         self._shots = ShotStatistics(splits.class_counts.tolist(), device)
@@ -209,6 +210,17 @@ class _Timer:
         self.checkpoint.seconds += now - self.last
         self.last = now
         return now - self.began
+
+
+def _compiled(model: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Compile a model, with kernels for each size of a batch: an epoch has two, and one kernel for both is slower.
+
+    What was compiled for models before it is forgotten, as torch keeps a few graphs only and then compiles no more.
+    """
+    torch.compiler.reset()
+    torch.backends.cudnn.benchmark = True  # sizes stay, so it pays to try which convolution is fastest
+    compiled: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.compile(model, dynamic=False)
+    return compiled
 
 
 def choose_device(name: str) -> torch.device:

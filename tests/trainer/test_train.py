@@ -283,7 +283,9 @@ def test_steps_go_through_the_compiled_model_where_the_recipe_asks_for_it(
 ) -> None:
     seen: list[torch.Size] = []
 
-    def compiled(model: torch.nn.Module) -> object:
+    def compiled(model: torch.nn.Module, *, dynamic: bool) -> object:
+        assert not dynamic
+
         def call(pixels: Tensor) -> object:
             seen.append(pixels.shape)
             return model(pixels)
