@@ -1,7 +1,7 @@
 """What a connection may cost besides its requests: time and bytes of a head, bodies nobody wants, readers that stall.
 
-The server under it (uvicorn) closes connections that are idle, and the routes bound the time of a body and of an
-answer; the rest is bounded here. A head must come within the time that a request has, and within `HEAD_BYTES`. What
+The routes bound the time of a body and of an answer; the rest is bounded here. A connection that is idle is closed after
+as long as the server under it (uvicorn) is set to. A head must come within the time that a request has, and within `HEAD_BYTES`. What
 comes of a body after its answer is read and dropped for as long, so that the answer is not lost. A client that takes
 nothing of its answer for as long is cut off. Of requests sent one behind the other a few are taken ahead, and no more
 is read until those are answered. What is no HTTP gets the same form of error as everything else; an upgrade to another
@@ -61,6 +61,7 @@ class _Flow(FlowControl):
 class Connection(OneWriteProtocol):
     """A client's connection."""
 
+    _is_idle = False  # all that came is answered
     _overhead = 0  # bytes since the last head that were no body
     _upgrades = False  # the message's head asks for another protocol
     _awaited: object = None  # what was awaited when last looked at
@@ -99,15 +100,25 @@ class Connection(OneWriteProtocol):
         self.flow.held = b""
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, and with what was held back once none waits."""
-        super().on_response_complete()
+        """Go on with the next request, and with what was held back once none waits.
+
+        As uvicorn's own, but for a timer for each idle connection, which `look` does without.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._is_idle = True
         if self.flow.held and not self.pipeline and not self.transport.is_closing():
             self.data_received(b"")
             self.flow.resume_reading()
 
     def _take(self, data: bytes) -> None:
         self._overhead += len(data)
-        self._unset_keepalive_if_required()
+        self._is_idle = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -168,7 +179,9 @@ class Connection(OneWriteProtocol):
         awaited = self._awaits()
         if awaited is None or awaited != self._awaited:
             self._awaited, self._since = awaited, now
-        elif now - self._since > patience:
+        elif self._is_idle and now - self._since > self.timeout_keep_alive:
+            self.transport.close()
+        elif not self._is_idle and now - self._since > patience:
             self._give_up(patience)
 
     @property
@@ -179,8 +192,7 @@ class Connection(OneWriteProtocol):
         """Return what the client owes: to take the rest of an answer, or to send the next head; None: nothing."""
         if unsent := self.transport.get_write_buffer_size():
             return unsent
-        idle = self.timeout_keep_alive_task is not None  # uvicorn looks after those
-        return None if self._is_answering or idle else ("the head after", self.cycle)
+        return None if self._is_answering else (self._is_idle, self.cycle)
 
     def _give_up(self, patience: float) -> None:
         if self.transport.is_closing() or self.transport.get_write_buffer_size():
