@@ -122,6 +122,7 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say where, as uvicorn does for sockets of its own only."""
+        self._service.batcher.callers = lambda: len(self.server_state.tasks)
         await super().startup(sockets)
         if self.started and sockets:
             self._log_started_message(sockets)

@@ -1,7 +1,8 @@
 """DynamicBatcher: many callers, one function that works on batches.
 
 It admits, queues, batches, and hands each caller its own result or its own error. A batch starts as soon as the
-function is free, with whatever waits by then: an idle service adds no delay, a busy one fills its batches.
+function is free, with whatever waits by then: an idle service adds no delay, a busy one fills its batches. A brief batch
+starts at once if it is full, or if its caller is the only one there is.
 It knows neither models nor pictures nor HTTP: items go in, results come out.
 
 Everything but the function itself runs on the event loop, so there are no locks; the function too, where it is known to
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _RUNS_UNTIL_KNOWN = 50
 """Runs after which their pace says how long the next will take."""
+_MANY = 2
 _LONG = 0.05
 """Seconds after which a caller's wait is long."""
 
@@ -60,6 +62,9 @@ class DynamicBatcher(Generic[Item, Result]):
         brief: a batch that, to judge by those before it, takes less than so many seconds is run on the event loop, as
             the way to another thread and back would take longer than the run. Only for a function that cannot hang.
         metrics: where to count.
+
+    Attributes:
+        callers: how many callers there are, those among them that have not come as far as the queue.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class DynamicBatcher(Generic[Item, Result]):
         brief: float = 0.0,
         metrics: Metrics,
     ) -> None:
+        self.callers: Callable[[], int] = lambda: _MANY
         self._run_batch = run_batch
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
@@ -159,8 +165,19 @@ class DynamicBatcher(Generic[Item, Result]):
         loop, now = asyncio.get_running_loop(), monotonic()
         entries = [_Entry(item, loop.create_future(), now) for item in items]
         self._queue.extend(entries)
-        self._wake()
+        if self._gains_nothing_by_waiting():
+            self._start()
+        else:
+            self._wake()
         return entries
+
+    def _gains_nothing_by_waiting(self) -> bool:
+        """Tell whether a brief batch can start at once: full, or of a caller who is alone and need not wait for more."""
+        if self._running or self._halves:
+            return False
+        is_full = len(self._queue) >= self._max_batch_size
+        is_alone = self._max_queue_delay <= 0 and self.callers() == 1
+        return (is_full or is_alone) and self._is_brief(min(len(self._queue), self._max_batch_size))
 
     def _wake(self) -> None:
         """Have a batch started soon: once whoever else is ready in this turn of the loop has queued its items."""
@@ -177,7 +194,9 @@ class DynamicBatcher(Generic[Item, Result]):
         self._wakes_soon = due
 
     def _start(self) -> None:
-        self._wakeup = None
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+            self._wakeup = None
         batch = self._take()
         if not batch:
             self._rest()
@@ -355,9 +374,11 @@ class Admission(Generic[Item, Result]):
         if deadline <= now:
             batcher._metrics.rejected_images.labels(DeadlineExceeded.code).inc(len(items))
             raise _too_late()
-        self._entries = batcher._enqueue(items)
         batcher._reserved -= self._reserved
         self._reserved = 0
+        self._entries = batcher._enqueue(items)
+        if all([entry.future.done() for entry in self._entries]):
+            return [entry.future.result() for entry in self._entries]
         # One timer for both, as most requests need neither: setting and taking back another costs 2 us.
         self._deadline, self._when_long = deadline, when_long
         self._timer = loop.call_at(min(deadline, now + _LONG) if when_long else deadline, self._look)

@@ -4,12 +4,18 @@ The framework's own search all headers for each question, and raise an error ins
 question, five questions a request. Here they are sorted once. It knows no header by name.
 """
 
+from functools import lru_cache
 from typing import TypeVar, overload
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 Default = TypeVar("Default")
+
+
+@lru_cache(maxsize=256)
+def _name(key: str) -> bytes:
+    return key.lower().encode("latin-1")
 
 
 class SortedHeaders(Headers):
@@ -30,5 +36,5 @@ class SortedHeaders(Headers):
     def get(self, key: str, default: str | Default, /) -> str | Default: ...
     def get(self, key: str, default: str | Default | None = None, /) -> str | Default | None:
         """Return the value of a header, or the default."""
-        value = self._first.get(key.lower().encode("latin-1"))
+        value = self._first.get(_name(key))
         return default if value is None else value.decode("latin-1")

@@ -108,7 +108,8 @@ def upper_envelopes(factual: ArrayLike, counterfactual: ArrayLike, *, low: float
     [[0, 1], [1]]
     """
     heights, slopes = _lines(factual, counterfactual, 2, low, high)
-    begins, ends = (heights - low * slopes).argmax(axis=1).tolist(), (heights - high * slopes).argmax(axis=1).tolist()
+    at_low = heights - low * slopes if low else heights
+    begins, ends = at_low.argmax(axis=1).tolist(), (heights - high * slopes).argmax(axis=1).tolist()
     span = float(low), float(high)
     return [_walk(*lines, span) for lines in zip(heights, slopes, begins, ends, strict=True)]
 

@@ -37,6 +37,7 @@ WHOLE_BODY = "evenkeel.whole_body"
 Waiting for it with a timer, as for one that is still to come, takes 10 us.
 """
 _MAX_PARAMETERS: Final = 20
+_NO_OPTIONS: Final = Options()
 
 
 async def read_query(request: Request, rules: RequestRules[Query]) -> Query:
@@ -45,8 +46,11 @@ async def read_query(request: Request, rules: RequestRules[Query]) -> Query:
     Raises:
         UnsupportedMediaType, BodyTooLarge, BodyTooSlow, InvalidBody, InvalidParameter, TooManyImages, ClientLeft
     """
-    options = _query_string(request.scope["query_string"], rules)
+    raw_options = request.scope["query_string"]
     content_type = request.headers.get("content-type", "")
+    if content_type in RAW_TYPES and not raw_options:  # the usual request is found out first
+        return rules.query([(await read_body(request, rules.settings), "body")], _NO_OPTIONS)
+    options = _query_string(raw_options, rules)
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type in RAW_TYPES:
         return rules.query([(await read_body(request, rules.settings), "body")], options)
@@ -66,10 +70,10 @@ async def read_query(request: Request, rules: RequestRules[Query]) -> Query:
 async def read_body(request: Request, settings: Settings) -> bytes:
     """Read the body, as long as it stays within its limits of bytes and time."""
     limit = settings.max_body_bytes
-    _refuse_declared_size(request.headers.get("content-length"), limit)
     whole = (request.scope.get("extensions") or {}).get(WHOLE_BODY)
     body: bytes | None = whole() if whole else None
     if body is None:
+        _refuse_declared_size(request.headers.get("content-length"), limit)
         return await _awaited_body(request, settings.request_timeout, limit)
     if len(body) > limit:
         raise _too_large(limit, None)

@@ -1,6 +1,6 @@
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -382,3 +382,51 @@ async def test_on_the_loop_too_only_the_item_at_fault_fails(make: Make, echo: Ec
     results = await asyncio.gather(*(ask(batcher, item) for item in (100, 101, 102, 103)), return_exceptions=True)
     assert isinstance(results.pop(1), InferenceFailed)
     assert results == [["item 100"], ["item 102"], ["item 103"]]
+
+
+async def known_to_be_brief(make: Make, **changes: Any) -> Batcher:
+    batcher = make(brief=5.0, **changes)
+    for item in range(60):
+        await ask(batcher, item)
+    return batcher
+
+
+def turns_of(coroutine: Coroutine[Any, Any, list[str]]) -> list[str] | None:
+    """Take one step; return what it ends with, or None where it waits for the event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: list[str] = end.value
+        return result
+    coroutine.close()
+    return None
+
+
+async def test_who_is_alone_is_answered_at_once_by_a_brief_function(make: Make, echo: Echo) -> None:
+    batcher = await known_to_be_brief(make)
+    batcher.callers = lambda: 1
+    assert turns_of(ask(batcher, 1, 2)) == ["item 1", "item 2"]
+    echo.poison = {3}
+    with pytest.raises(InferenceFailed):
+        turns_of(ask(batcher, 3))
+    await batcher.close(1)  # nothing is left behind
+
+
+async def test_who_is_not_alone_or_may_gain_company_by_waiting_waits(make: Make) -> None:
+    batcher = await known_to_be_brief(make)
+    batcher.callers = lambda: 2
+    assert turns_of(ask(batcher, 1)) is None
+    patient = await known_to_be_brief(make, max_queue_delay=0.001)
+    patient.callers = lambda: 1
+    assert turns_of(ask(patient, 1)) is None
+    slow = make()
+    slow.callers = lambda: 1
+    assert turns_of(ask(slow, 1)) is None
+
+
+async def test_a_full_brief_batch_starts_at_once_and_those_in_it_are_answered(make: Make, echo: Echo) -> None:
+    batcher = await known_to_be_brief(make)
+    echo.batches.clear()
+    waiting = [asyncio.create_task(ask(batcher, item)) for item in range(9)]
+    assert await asyncio.gather(*waiting) == [[f"item {item}"] for item in range(9)]
+    assert echo.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
