@@ -1,8 +1,8 @@
 """DynamicBatcher: many callers, one function that works on batches.
 
 It admits, queues, batches, and hands each caller its own result or its own error. A batch starts as soon as the
-function is free, with whatever waits by then: an idle service adds no delay, a busy one fills its batches. A brief batch
-starts at once if it is full, or if its caller is the only one there is.
+function is free, with whatever waits by then: an idle service adds no delay, a busy one fills its batches. A brief
+batch starts at once if it is full, or if its caller is the only one there is.
 It knows neither models nor pictures nor HTTP: items go in, results come out.
 
 Everything but the function itself runs on the event loop, so there are no locks; the function too, where it is known to
@@ -172,7 +172,7 @@ class DynamicBatcher(Generic[Item, Result]):
         return entries
 
     def _gains_nothing_by_waiting(self) -> bool:
-        """Tell whether a brief batch can start at once: full, or of a caller who is alone and need not wait for more."""
+        """Tell whether a brief batch can start at once: it is full, or its caller alone and not to wait for others."""
         if self._running or self._halves:
             return False
         is_full = len(self._queue) >= self._max_batch_size
@@ -377,7 +377,7 @@ class Admission(Generic[Item, Result]):
         batcher._reserved -= self._reserved
         self._reserved = 0
         self._entries = batcher._enqueue(items)
-        if all([entry.future.done() for entry in self._entries]):
+        if all(entry.future.done() for entry in self._entries):
             return [entry.future.result() for entry in self._entries]
         # One timer for both, as most requests need neither: setting and taking back another costs 2 us.
         self._deadline, self._when_long = deadline, when_long

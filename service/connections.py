@@ -1,10 +1,10 @@
 """What a connection may cost besides its requests: time and bytes of a head, bodies nobody wants, readers that stall.
 
-The routes bound the time of a body and of an answer; the rest is bounded here. A connection that is idle is closed after
-as long as the server under it (uvicorn) is set to. A head must come within the time that a request has, and within `HEAD_BYTES`. What
-comes of a body after its answer is read and dropped for as long, so that the answer is not lost. A client that takes
-nothing of its answer for as long is cut off. Of requests sent one behind the other a few are taken ahead, and no more
-is read until those are answered. What is no HTTP gets the same form of error as everything else; an upgrade to another
+The routes bound the time of a body and of an answer; the rest is bounded here. An idle connection is closed after as
+long as the server under it (uvicorn) is set to. A head must come within the time that a request has, and within
+`HEAD_BYTES`. What comes of a body after its answer is read and dropped for as long, so that the answer is not lost. A
+client that takes nothing of its answer for as long is cut off. Of requests sent one behind the other a few are taken
+ahead, and no more is read until those are answered. What is no HTTP gets the same form of error as everything else; an upgrade to another
 protocol is passed over.
 
 Nothing is timed for each request: the server looks at all connections each second. It knows no route.
