@@ -4,8 +4,8 @@ The routes bound the time of a body and of an answer; the rest is bounded here. 
 long as the server under it (uvicorn) is set to. A head must come within the time that a request has, and within
 `HEAD_BYTES`. What comes of a body after its answer is read and dropped for as long, so that the answer is not lost. A
 client that takes nothing of its answer for as long is cut off. Of requests sent one behind the other a few are taken
-ahead, and no more is read until those are answered. What is no HTTP gets the same form of error as everything else; an upgrade to another
-protocol is passed over.
+ahead, and no more is read until those are answered. What is no HTTP gets the same form of error as everything else; an
+upgrade to another protocol is passed over.
 
 Nothing is timed for each request: the server looks at all connections each second. It knows no route.
 
