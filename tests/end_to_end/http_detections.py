@@ -32,8 +32,9 @@ Result = dict[str, Any]
 def predict_split(url: str, split: DetectionSplit, alpha: float) -> list[Result]:
     """Ask a service for every picture of a split, and read its answers as the evaluation takes them."""
     results: list[Result] = []
-    options = {"alpha": alpha, "score_threshold": 0, "top_k": MOST}
     with httpx.Client(base_url=url, timeout=120) as client:
+        most = min(MOST, client.get("/model").json()["detection"]["max_detections"])
+        options = {"alpha": alpha, "score_threshold": 0, "top_k": most}
         for row in range(len(split)):
             file = split.file(row)
             headers = {"Content-Type": MEDIA_TYPES[file.suffix.lower()]}
