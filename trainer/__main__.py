@@ -157,9 +157,16 @@ def export(
     run: Run,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="The bundle [default: bundles/NAME].")] = None,
     direction: Annotated[str, typer.Option(help="ema (of training) or dataset_mean.")] = "ema",
-    fp16: Annotated[bool, typer.Option(help="Also write model.fp16.onnx for GPUs.")] = True,
+    fp16: Annotated[bool, typer.Option(help="Also write model.fp16.onnx for GPUs; not of a detector.")] = True,
 ) -> None:
     """Write the bundle that the service reads, after a parity check of ONNX Runtime against PyTorch."""
+    from trainer.checkpoint import task_of  # noqa: PLC0415
+
+    if task_of(run) == "detection":
+        from trainer.detection.export import export_detector  # noqa: PLC0415
+
+        export_detector(run, output, direction=direction)
+        return
     from trainer.export import export_run  # noqa: PLC0415
 
     export_run(run, output, direction=direction, fp16=fp16)

@@ -6,6 +6,7 @@ alphas; else there is no bundle.
 
 import tempfile
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -75,25 +76,34 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
             files[precision] = Path(scratch) / f"{precision}.onnx"
             export_onnx(serving_graph(checkpoint, direction, half=precision == "fp16"), parity, files[precision])
             check_parity(files[precision], parity, precision)
-        try:
-            bundle = write_bundle(
-                target,
-                describe(checkpoint, folder, direction),
-                models=files,
-                files={PARITY_FILE: parity.to_bytes(), **_evaluated(folder), **_classifier(checkpoint, direction)},
-            )
-        except OSError as error:
-            raise TrainerError(
-                f"--output {target}: cannot be written ({error.strerror}); name another folder"
-            ) from error
-        except (BundleError, ValueError) as error:
-            raise TrainerError(str(error)) from error
+        bundle = written_bundle(
+            target,
+            describe(checkpoint, folder, direction),
+            models=files,
+            files={PARITY_FILE: parity.to_bytes(), **_evaluated(folder), **_classifier(checkpoint, direction)},
+        )
     console.print(
         f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {target}; parity with PyTorch holds at "
         f"batch sizes {', '.join(map(str, PARITY_BATCH_SIZES))}. Serve it: python -m service serve {target}",
         soft_wrap=True,
     )
     return bundle
+
+
+def written_bundle(
+    target: Path, draft: ManifestDraft, *, models: Mapping[Precision, Path], files: Mapping[str, Path | bytes]
+) -> Bundle:
+    """Write the bundle whole or not at all.
+
+    Raises:
+        TrainerError: the folder cannot be written or holds something else, or a content does not fit the schema.
+    """
+    try:
+        return write_bundle(target, draft, models=models, files=files)
+    except OSError as error:
+        raise TrainerError(f"--output {target}: cannot be written ({error.strerror}); name another folder") from error
+    except (BundleError, ValueError) as error:
+        raise TrainerError(str(error)) from error
 
 
 def _classifier(checkpoint: Checkpoint, direction: str) -> dict[str, bytes]:
@@ -154,7 +164,11 @@ def export_onnx(graph: ServingGraph, parity: Parity, file: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
+    save_onnx(program.model_proto, file)
+
+
+def save_onnx(model: onnx.ModelProto, file: Path) -> None:
+    """Check the graph and write it, without the traces of its making."""
     # Which line of whose source made a node is nobody's business in production, and holds paths of this machine.
     for node in model.graph.node:
         del node.metadata_props[:]

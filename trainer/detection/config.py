@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.config import HeadConfig, Positive, Section, UpToOne
+from trainer.config import HeadConfig, Positive, Section, Share, UpToOne
 
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Overlap = Annotated[float, Field(gt=0, le=1)]
@@ -77,16 +77,18 @@ class MaskConfig(Section):
 
     stages: int = Field(3, ge=1, le=16, description="how many of the last stages have one")
     channels: tuple[Count, ...] = Field((256, 256, 256, 256), min_length=1, description="of its convolutions")
-    pool_size: Count = Field(14, description="half the side of a mask")
+    pool_size: int = Field(14, ge=1, le=128, description="half the side of a mask")
 
 
 class DetectionsConfig(Section):
     """Which of the scored boxes are detections."""
 
-    max_detections: Count = Field(300, description="of a picture")
-    score_threshold: UpToOne = Field(1e-4, description="what is returned scores above it")
+    max_detections: int = Field(300, ge=1, le=2000, description="of a picture")
+    score_threshold: Share = Field(1e-4, description="what is returned scores above it")
     nms_iou: Overlap = 0.5
-    mask_threshold: Overlap = Field(0.5, description="probability from which on a pixel belongs to the object")
+    mask_threshold: float = Field(
+        0.5, gt=0, lt=1, description="probability from which on a pixel belongs to the object"
+    )
 
 
 class DetectorConfig(Section):

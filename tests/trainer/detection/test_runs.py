@@ -9,13 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from service.bundle import Bundle, read_bundle
 from tests.trainer.detection.annotated import document, tiny_recipe, write
 from trainer.checkpoint import load_checkpoint, save_checkpoint, task_of
 from trainer.curves import draw_run
+from trainer.detection import export
 from trainer.detection.checkpoints import detection_checkpoint, finished_detection_checkpoint
 from trainer.detection.data import load_detection_splits
 from trainer.detection.detecting import detect_split
 from trainer.detection.evaluate import evaluate_detector
+from trainer.detection.export import export_detector
 from trainer.detection.runs import evaluate_detector_run, restore_detector, train_detector
 from trainer.detection.training import DetectorTraining
 from trainer.errors import TrainerError
@@ -147,3 +150,47 @@ def test_an_unfinished_detector_and_the_wrong_task_are_refused(run: Path, tmp_pa
     save_checkpoint(checkpoint, tmp_path)
     with pytest.raises(TrainerError, match="training has done 1 of 2 epochs"):
         finished_detection_checkpoint(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_detector(run, tmp_path_factory.mktemp("bundles") / "squares")
+
+
+def test_a_run_becomes_a_verified_bundle(run: Path, bundle: Bundle) -> None:
+    manifest = read_bundle(bundle.path).manifest
+    checkpoint = finished_detection_checkpoint(run)
+    assert manifest.task == "detection"
+    described = [(one.name, one.train_count, one.shot_group) for one in manifest.classes]
+    assert described == [("red", 4, "many"), ("green", 3, "medium"), ("blue", 1, "few")]
+    assert manifest.detection is not None
+    assert manifest.detection.stages == len(checkpoint.recipe.detector.cascade.ious)
+    assert manifest.alpha.default == checkpoint.alphas["ema"].value
+    parity = bundle.detection_parity()
+    assert len(parity.images) >= 3
+    assert len(set(parity.alpha.tolist())) == len(parity.images)
+    assert {"evaluation.json", "tradeoff.png", "samples.npz"} <= {path.name for path in bundle.path.iterdir()}
+
+
+def test_a_graph_that_differs_from_pytorch_makes_no_bundle(
+    run: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another_graph(graph: object, height: int, width: int, file: Path) -> None:
+        shutil.copy(bundle.path / "model.onnx", file)
+
+    def other_weights(*arguments: Any) -> Any:
+        model = restore_detector(*arguments)
+        for stage in model.cascade.stages:
+            torch.nn.init.normal_(stage.classifier.weight)  # type: ignore[union-attr, arg-type]
+        return model
+
+    monkeypatch.setattr(export, "export_graph", another_graph)
+    monkeypatch.setattr(export, "restore_detector", other_weights)
+    with pytest.raises(TrainerError, match="no bundle was written"):
+        export_detector(run, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_detector_has_one_direction(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match="--direction 'dataset_mean': must be ema for a detector"):
+        export_detector(run, tmp_path / "bundle", direction="dataset_mean")
