@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.augment import to_unit_range
-from trainer.head import FoldedHead, combine, folded_branches
+from trainer.head import FoldedHead, combine, unit
 from trainer.model import LongTailClassifier
 
 INPUTS = ("image", "alpha", "prior_strength")
@@ -38,8 +38,7 @@ class ServingGraph(nn.Module):
         self.register_buffer("mean", model.mean)
         self.register_buffer("std", model.std)
         self.register_buffer("log_class_share", log_class_share)
-        # Folding here, not in the graph, keeps the counterfactual branch down to two small products.
-        self.folded = _Folded(model.head.fold(direction))
+        self.branches = ServedBranches(model.head.fold(direction))
 
     def forward(
         self, image: Tensor, alpha: Tensor, prior_strength: Tensor
@@ -47,25 +46,51 @@ class ServingGraph(nn.Module):
         """Map uint8 images [N, H, W, 3], alpha [N] and prior strength [N] to the outputs that ``OUTPUTS`` names."""
         pixels = (to_unit_range(image.permute(0, 3, 1, 2)) - self.mean) / self.std
         features, feature_map = self.backbone(pixels.to(self.dtype))
-        factual, counterfactual, cosine = folded_branches(features.float(), self.folded.parts())
+        factual, counterfactual, cosine = self.branches(features.float())
         logits = combine(factual, counterfactual, alpha) - prior_strength.unsqueeze(-1) * self.log_class_share
         return logits, factual, counterfactual, cosine, feature_map.float()
 
 
-class _Folded(nn.Module):
-    """Holds a folded head as buffers, so that the exporter makes constants of them."""
+class ServedBranches(nn.Module):
+    """``trainer.head.folded_branches`` with a folded head as constants, in as few operations as it takes.
 
-    class_weight: Tensor
+    At small batches a runtime spends as long between operations as in them. All outputs are linear in the normalised
+    features f(x), so one product gives them all:
+
+        [factual | counterfactual | f(x_k) . unit(d_k)] = f(x) [W^T | U S | U] + [bias | 0 | 0]
+
+    with U the unit directions, each in its slice's rows [D, K], and S = ``direction_scores`` [K, C].
+    """
+
+    joint: Tensor
+    bias: Tensor
     unit_direction: Tensor
-    direction_scores: Tensor
-    bias: Tensor | None
 
     def __init__(self, head: FoldedHead) -> None:
         super().__init__()
-        self.normalise = head.normalise
-        for name in ("class_weight", "unit_direction", "direction_scores", "bias"):
-            part = getattr(head, name)
-            self.register_buffer(name, part if part is None else part.detach())
+        (num_heads, classes), directions = head.direction_scores.shape, torch.block_diag(*head.unit_direction).T
+        self.sizes = [classes, classes, num_heads]
+        joint = torch.cat((head.class_weight.T, directions @ head.direction_scores, directions), dim=1)
+        bias = torch.zeros(joint.shape[1])
+        if head.bias is not None:
+            bias[:classes] = head.bias.detach()
+        self.register_buffer("joint", joint.detach())
+        self.register_buffer("bias", bias)
+        self.register_buffer("unit_direction", head.unit_direction.detach())
+        self.gives_cosines = head.normalise is unit
+        self.normalise = _unit_unless_vanishing if self.gives_cosines else head.normalise
 
-    def parts(self) -> FoldedHead:
-        return FoldedHead(self.class_weight, self.unit_direction, self.direction_scores, self.bias, self.normalise)
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map features [N, D] to factual logits, counterfactual logits [N, C] and cosines [N, K]."""
+        slices = features.unflatten(-1, self.unit_direction.shape)
+        joint = torch.addmm(self.bias, self.normalise(slices).flatten(-2), self.joint)
+        factual, counterfactual, cosine = joint.split(self.sizes, dim=-1)
+        if not self.gives_cosines:
+            cosine = (_unit_unless_vanishing(slices) * self.unit_direction).sum(dim=-1)
+        return factual, counterfactual, cosine
+
+
+def _unit_unless_vanishing(vector: Tensor) -> Tensor:
+    """Scale as ``trainer.head.unit`` does, in a third of the operations; what is shorter than 1e-12 goes to zero."""
+    scaled: Tensor = vector / torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp_min(1e-12)
+    return scaled

@@ -2,8 +2,8 @@
 
 The goal holds for ResNet-32, of which every prediction is kept, and for the tiny model as the service comes: it makes
 some thousand predictions a second and keeps `EVENKEEL_KEPT_RATE` of them, once the ten thousand are used up that it
-keeps at once. What it would cost to keep all of those stands beside it. Many short turns: the machine's own mood changes
-by more than three percent within a minute, and what is sought is the median over neighbours.
+keeps at once. What it would cost to keep all of those stands beside it. Many short turns, as the machine's own mood
+changes by more than three percent within a minute: what is sought is the median over neighbours.
 """
 
 import statistics

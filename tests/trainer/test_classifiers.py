@@ -13,6 +13,7 @@ from trainer.classifiers import CLASSIFIERS, Classifier, create_classifier
 from trainer.config import HeadConfig
 from trainer.data import Splits
 from trainer.export import export_run
+from trainer.graph import ServedBranches
 from trainer.head import folded_branches
 from trainer.runs import read_evaluation, train_run
 
@@ -67,6 +68,16 @@ def test_logits_and_their_counterfactual_part_are_the_formulas(name: str, heads:
     np.testing.assert_allclose(factual - alpha * counterfactual, expected, rtol=1e-9)
     slices = (part.unflatten(-1, (heads, -1)) for part in (features, classifier.momentum_direction))
     np.testing.assert_allclose(cosine, torch.cosine_similarity(*slices, dim=-1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_the_served_graph_gives_the_same_branches_and_nothing_for_a_slice_of_zeros(name: str, heads: int) -> None:
+    classifier, features = make(name, heads), torch.randn(7, 12, dtype=torch.float64)
+    features[0], features[1, :4] = 0, 0
+    served = ServedBranches(classifier.fold()).double()
+    for ours, expected in zip(served(features), folded_branches(features, classifier.fold()), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
