@@ -26,14 +26,11 @@ class AnswerWriter:
 
     def image(self, query: ImageQuery, score: Score, *, top_k: int, breakpoints: bool, lines: bool) -> Answer:
         """Return the answer for one picture."""
-        alpha = query.knobs.alpha
-        top = score.ranking[:top_k]
+        alpha, probability, logit = query.knobs.alpha, score.probabilities.item, score.logits.item
         answer = {
             "predictions": [
-                {**self._classes[index], "probability": probability, "logit": logit}
-                for index, probability, logit in zip(
-                    top.tolist(), score.probabilities[top].tolist(), score.logits[top].tolist(), strict=True
-                )
+                {**self._classes[index], "probability": probability(index), "logit": logit(index)}
+                for index in score.ranking[:top_k].tolist()
             ],
             "alpha": alpha,
             "alpha_source": query.alpha_source,
