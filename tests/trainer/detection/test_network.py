@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.trainer.detection.detector import CLASSES, batch, tiny_detector
+from trainer.detection import cascade
 from trainer.detection.network import CascadeMaskRCNN, exempted_scores
 from trainer.detection.types import ForegroundFeatures
 
@@ -99,6 +100,18 @@ def test_a_direction_moves_by_the_mean_of_its_own_stages_foreground() -> None:
     after = directions(model)
     torch.testing.assert_close(after[0], 0.5 * before[0] + 2)
     assert torch.equal(after[1], before[1]), "a NaN is let in by nobody"
+
+
+def test_a_direction_moves_by_the_foreground_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_detector()
+    before = directions(model)
+    others = torch.cat((torch.full((2, 32), 5.0), torch.tensor([[1.0], [1.0]])), dim=1)
+    monkeypatch.setattr(cascade, "summed", lambda own: own + others)
+    sums = torch.stack((torch.full((32,), 7.0), torch.zeros(32)))
+    model.update_directions(ForegroundFeatures(sums, torch.tensor([3.0, 0.0])), 0.5)
+    after = directions(model)
+    torch.testing.assert_close(after[0], 0.5 * before[0] + 3)
+    torch.testing.assert_close(after[1], 0.5 * before[1] + 5)
 
 
 def test_a_batch_without_foreground_leaves_the_directions_alone_and_trains_every_weight() -> None:
