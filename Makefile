@@ -28,8 +28,9 @@ demo: $(VENV)/.installed-demo ## Train on handwritten digits, export, and serve 
 
 setup: $(VENV)/.installed-test ## Install everything that development needs into .venv
 
-test: $(VENV)/.installed-test ## Run all tests
-	$(BIN)/python -m pytest
+# Two processes at most: the tests start servers and browsers of their own, which take cores too.
+test: $(VENV)/.installed-test ## Run all tests, shared out over two processes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 check: $(VENV)/.installed-test ## Lint, formatting, types, import rules
 	$(BIN)/ruff check .

@@ -8,11 +8,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.operations.client import Answer, metric, request, send
 from tests.operations.conftest import TRIAL
 from tests.service.fakes import picture
 from tests.service.test_process import Process, running
 from tests.service.test_reload import wait_until
+
+pytestmark = pytest.mark.alone
 
 
 def kept(store: Path) -> set[str]:

@@ -15,6 +15,8 @@ from tests.operations.test_listening import WARNING
 from tests.service.fakes import picture
 from tests.service.test_process import Process, running
 
+pytestmark = pytest.mark.alone
+
 TIMES = 5
 Outcomes = dict[str, Counter[str]]
 

@@ -4,11 +4,15 @@ import asyncio
 import json
 from collections import Counter
 
+import pytest
+
 from tests.operations.client import PNG, Answer, at_a_rate, leave, metric, request, send
 from tests.operations.trial_service import FAILING, HANGING
 from tests.service.fakes import picture
 from tests.service.test_process import Process
 from tests.service.test_reload import wait_until
+
+pytestmark = pytest.mark.alone
 
 IMAGES_RUN = "evenkeel_batch_size_sum"
 PACE, QUEUE, BATCH = 0.05, 40, 4
