@@ -98,10 +98,10 @@ def test_one_that_was_stopped_goes_on_where_it_was(
 ) -> None:
     counted = Training._epoch
 
-    def stopped(self: Training, train: object, epoch: int) -> object:
+    def stopped(self: Training, train: object, epoch: int, folder: Path) -> object:
         if epoch == 1:
             raise KeyboardInterrupt
-        return counted(self, train, epoch)
+        return counted(self, train, epoch, folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_epoch", stopped)
