@@ -108,6 +108,7 @@ def test_every_alpha_is_asked_for_anew_and_shown_as_the_service_says(page: Page,
     expect(page.locator("[role=status]")).to_contain_text("At alpha 3: 3 objects")
 
 
+@pytest.mark.alone
 def test_a_moving_slider_asks_once_it_has_settled(page: Page) -> None:
     questions: list[str] = []
     page.on("request", lambda request: questions.append(request.url) if "predict?" in request.url else None)
