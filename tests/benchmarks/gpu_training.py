@@ -185,7 +185,7 @@ def made_pictures(folder: Path, label_column: str, classes: int) -> str:
     return str(folder)
 
 
-def profile(output: Path, data: str | None, device: str) -> None:
+def profile(output: Path, data: str | None, device: str, *, smoke: bool) -> None:
     """Write where the time of fifty steps of the strong recipe goes, on the host and on the device."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
@@ -194,7 +194,8 @@ def profile(output: Path, data: str | None, device: str) -> None:
     from trainer.data import Pixels, load_splits
     from trainer.train import Training
 
-    recipe = load_recipe(STRONG, [f"data.source={json.dumps(data)}"] if data else [])
+    source = [f"data.source={json.dumps(data)}"] if data else []
+    recipe = load_recipe(STRONG, [*source, *(SMOKE if smoke else ())])
     splits, place = load_splits(recipe), choose_device(device)
     training, pixels = Training(recipe, splits, place), Pixels(splits.train, recipe, place, name="training images")
     training._epoch(pixels, 0)  # compiles
@@ -202,7 +203,7 @@ def profile(output: Path, data: str | None, device: str) -> None:
     with profiled(activities=activities) as seen:
         for _, (batch, labels) in zip(range(50), pixels.training(1), strict=False):
             training._step(batch, labels, 0.1)
-    order = "self_cpu_time_total" if place.type == "cpu" else "self_cuda_time_total"
+    order = "self_cpu_time_total" if place.type == "cpu" else "self_device_time_total"
     (output / "profile.txt").write_text(
         f"{seen.key_averages().table(sort_by='self_cpu_time_total', row_limit=40)}\n"
         f"{seen.key_averages().table(sort_by=order, row_limit=40)}\n"
@@ -237,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with budget(asked.minutes):
             if asked.profile:
-                profile(asked.output, data["cifar100"], asked.device)
+                profile(asked.output, data["cifar100"], asked.device, smoke=asked.smoke)
             for number, entry in enumerate(plan, 1):
                 console.rule(f"{number} of {len(plan)}: {entry.title}")
                 source = data[entry.recipe[:8]]
