@@ -59,11 +59,14 @@ def train(  # noqa: PLR0917 - typer calls it by name
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0917 - typer calls it by name
     run: Run,
     data: DataSource = None,
     alpha: Annotated[list[float] | None, typer.Option(help="Also report this alpha; may be repeated.")] = None,
     split: Annotated[str, typer.Option(help="test, or of a detector train.")] = "test",
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Alphas over the range, of a detector [default: its alpha_steps].")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Measure accuracy, or a detector's AP, over alpha on the test split; writes evaluation.json and a plot."""
@@ -72,12 +75,12 @@ def evaluate(
     if task_of(run) == "detection":
         from trainer.detection.runs import evaluate_detector_run  # noqa: PLC0415
 
-        evaluate_detector_run(run, data=data, device_name=device, alphas=alpha or [], split=split)
+        evaluate_detector_run(run, data=data, device_name=device, alphas=alpha or [], split=split, steps=steps)
         return
     from trainer.runs import evaluate_run  # noqa: PLC0415
 
-    if split != "test":
-        raise TrainerError(f"--split {split!r}: a classifier is measured on its test split; leave the option out")
+    if split != "test" or steps:
+        raise TrainerError("--split and --steps: a classifier's curve over its test split is exact; leave them out")
     evaluate_run(run, data=data, device_name=device, alphas=alpha or [])
 
 

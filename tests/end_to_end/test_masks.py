@@ -1,13 +1,13 @@
-"""Evaluation and serving lay a detector's masks over a picture alike: by drawing there, by runs alone here."""
+"""A detector's masks are laid over a picture as drawing every pixel does it, in evaluation and in serving alike."""
 
 import numpy as np
 from faster_coco_eval.core import mask as coco
 
 from service.masks import mask_runs, pack_counts
-from trainer.detection.masks import paste
+from tests.trainer.detection.drawing import paste
 
 
-def test_masks_of_evaluation_and_of_serving_are_the_same() -> None:
+def test_runs_of_masks_are_those_of_drawing_them() -> None:
     generator = np.random.default_rng(0)
     width, height = 97, 61
     for _ in range(200):

@@ -1,7 +1,7 @@
 """What a detector finds on a split at several alphas, in the pictures' own pixels.
 
 The network runs once for each picture: features, boxes and both branches do not depend on alpha. Scores do, hence what
-is suppressed, kept and drawn; a mask that several alphas keep is drawn once.
+is suppressed, kept and drawn; a mask that several alphas keep is laid over the picture once, as the service does it.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from service.masks import mask_runs, pack_counts
 from trainer.detection.batches import EvaluationPictures, Scaled
 from trainer.detection.data import DetectionSplit
-from trainer.detection.masks import Rle, paste
+from trainer.detection.masks import Rle
 from trainer.detection.network import CascadeMaskRCNN
 from trainer.detection.recipe import DetectionRecipe
 from trainer.detection.types import Detections
@@ -101,5 +102,8 @@ class _Painter:
     def _mask(self, box: NDArray[np.float32], label: np.int64, mask: NDArray[np.float32]) -> Rle:
         key = box.tobytes() + label.tobytes()
         if key not in self.drawn:
-            self.drawn[key] = paste(mask, box, self.size, self.threshold)
+            height, width = self.size
+            corners: tuple[float, float, float, float] = tuple(box.astype(float).tolist())
+            runs = mask_runs(mask, corners, width=width, height=height, threshold=self.threshold)
+            self.drawn[key] = {"size": [height, width], "counts": pack_counts(runs)}
         return self.drawn[key]

@@ -72,8 +72,10 @@ def _train(
     _evaluate(checkpoint, training.model, splits.test, folder, extra_alphas=[], device=device)
 
 
-def evaluate_detector_run(folder: Path, *, data: str | None, device_name: str, alphas: list[float], split: str) -> None:
-    """Evaluate a finished run again, on test or training pictures.
+def evaluate_detector_run(
+    folder: Path, *, data: str | None, device_name: str, alphas: list[float], split: str, steps: int | None = None
+) -> None:
+    """Evaluate a finished run again, on test or training pictures, at so many even steps of alpha.
 
     Raises:
         TrainerError: an alpha that is no number, an unknown split, other classes, or any fault of run and data.
@@ -88,7 +90,7 @@ def evaluate_detector_run(folder: Path, *, data: str | None, device_name: str, a
     splits = load_detection_splits(recipe.data)
     if splits.class_names != checkpoint.class_names:
         raise TrainerError(f"--data {recipe.data.source}: its classes are not those that the model was trained on")
-    checkpoint.recipe = recipe
+    checkpoint.recipe = recipe.model_copy(update={"alpha_steps": steps}) if steps else recipe
     pictures = splits.train if split == "train" else splits.test
     _evaluate(checkpoint, restore_detector(checkpoint, device), pictures, folder, extra_alphas=alphas, device=device)
 

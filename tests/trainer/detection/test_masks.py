@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn.functional import grid_sample
 
+from tests.trainer.detection.drawing import paste
 from tests.trainer.tiny import patient
-from trainer.detection.masks import paste, run_lengths
+from trainer.detection.masks import run_lengths
 
 SIZE = (23, 31)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.detection.annotated import Document, document, tiny_recipe, write
+from tests.trainer.detection.drawing import paste
 from trainer.detection.data import DetectionSplit, DetectionSplits, ground_truth, load_detection_splits
-from trainer.detection.masks import paste
 from trainer.detection.precision import Precision
 
 Result = dict[str, Any]

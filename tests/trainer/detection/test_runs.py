@@ -112,9 +112,9 @@ def test_a_run_is_gone_on_with_by_the_same_recipe_alone(run: Path, pictures: Pat
 
 def test_both_splits_can_be_evaluated_at_more_alphas(run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(run, tmp_path / "run")
-    evaluate_detector_run(folder, data=None, device_name="cpu", alphas=[-0.5], split="train")
+    evaluate_detector_run(folder, data=None, device_name="cpu", alphas=[-0.5], split="train", steps=4)
     report = report_of(folder, "evaluation-train.json")
-    assert (report["split"], report["curve"]["alpha"]) == ("train", [-0.5, 0, 1.5, 3])
+    assert (report["split"], report["curve"]["alpha"]) == ("train", [-0.5, 0, 1, 1.5, 2, 3])
     assert report_of(folder) == report_of(run)
     draw_run(folder, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").exists()
