@@ -64,7 +64,7 @@ def _loss_parts(axes: plt.Axes, history: list[EpochRecord]) -> None:
     for name in history[-1].loss_parts:
         axes.plot(_epochs(history), [record.loss_parts.get(name, np.nan) for record in history], label=name)
     axes.set(title="parts of the training loss", yscale="log")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=6, ncols=3, loc="lower left")
 
 
 def _accuracy(axes: plt.Axes, history: list[EpochRecord]) -> None:
