@@ -55,6 +55,9 @@ _MOST_CHUNKS = 10_000
 _ORIENTATIONS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 """Where a picture may say how it was held; most say nothing, and asking Pillow takes a while."""
 _ANIMATED_FORMATS = ("PNG", "WEBP")
+_LONGEST_SIDE = 16_384
+"""Of a picture for a detector: a mask costs time and memory by the column, and the header of a few bytes may state one
+row of millions."""
 
 
 class ImageDecoder:
@@ -141,6 +144,7 @@ class ImageDecoder:
         if getattr(image, "format", None) in _ANIMATED_FORMATS and getattr(image, "is_animated", False):
             raise InvalidImage("The picture is an animation.", field=field, remedy="Send one still picture.")
         self._refuse_by_resized(image.width, image.height, field)
+        self._refuse_by_length(image.width, image.height, field)
         return image
 
     def _head(self, data: bytes) -> Image.Image | JpegHead:
@@ -159,6 +163,15 @@ class ImageDecoder:
                 field=field,
                 value=f"{width}x{height}",
                 remedy="Crop it to more usual proportions.",
+            )
+
+    def _refuse_by_length(self, width: int, height: int, field: str) -> None:
+        if self._spec.resize == "longest_side" and max(width, height) > _LONGEST_SIDE:
+            raise ImageTooLarge(
+                f"The picture has a side of more than {_LONGEST_SIDE} pixels.",
+                field=field,
+                value=f"{width}x{height}",
+                remedy="Cut it into several pictures, or send it smaller.",
             )
 
     def _refuse_by_size(self, width: int, height: int, field: str) -> None:

@@ -238,6 +238,16 @@ async def test_too_many_pixels_are_refused_by_the_header(decoder: ImageDecoder, 
     assert refusal.value.value == f"{size[0]}x{size[1]}"
 
 
+@pytest.mark.parametrize("size", [(16_385, 1), (1, 16_385), (40_000_000, 1)])
+async def test_a_detectors_picture_of_endless_sides_is_refused_by_the_header(size: tuple[int, int]) -> None:
+    decoder = ImageDecoder(spec(resize="longest_side"), max_pixels=40_000_000, threads=1)
+    with pytest.raises(ImageTooLarge, match="side of more than 16384 pixels") as refusal:
+        await decoder.decode_sized(png_that_claims(*size), field="body")
+    assert refusal.value.value == f"{size[0]}x{size[1]}"
+    assert (await decoder.decode_sized(encoded(gradient(size=(16_384, 1))), field="body")).own == (16_384, 1)
+    decoder.close()
+
+
 @pytest.mark.parametrize("size", [(9_000, 10_000), (20_000, 10_000), (30_000, 12_000)])
 async def test_the_limit_may_lie_above_pillows_own(size: tuple[int, int]) -> None:
     decoder = ImageDecoder(spec(), max_pixels=400_000_000, threads=1)
