@@ -4,7 +4,7 @@ A file that is of neither form is refused. A fault in one object or picture is c
 """
 
 import json
-import math
+import sys
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,6 +35,12 @@ RAGGED = {"names": "B", "absent": "i", "not_exhaustive": "i", "rings": "b", "coo
 """Arrays with any number of values: by picture the first three, by ring the coordinates, else by object."""
 SMALLEST_RING = 6
 """Three points; fewer enclose nothing."""
+FARTHEST = 10
+"""A ring with a point farther from the corner than so many of the picture's longer sides is none: to draw it would take
+as many steps as it is long."""
+LARGEST = 2**31 - 1
+"""Of a size in pixels, and of what is listed by picture."""
+LARGEST_ID = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class _Reader:
         self.ragged["names"].add(picture.name.encode())
         for name, key in (("absent", "neg_category_ids"), ("not_exhaustive", "not_exhaustive_category_ids")):
             ids = raw.get(key, [])
-            if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+            if not isinstance(ids, list) or not all(type(one) is int and abs(one) <= LARGEST for one in ids):
                 raise _refused(self.file, f"image {picture.id}: {key} must be a list of ids, got {ids!r:.80}")
             self.ragged[name].add(ids)
 
@@ -123,8 +129,9 @@ class _Reader:
         by_picture: dict[int, list[Raw]] = {picture.id: [] for picture in pictures}
         for raw in rows:
             _whole(self.file, raw, "id", "an annotation")
-            if raw.get("image_id") in by_picture:
-                by_picture[raw["image_id"]].append(raw)
+            wanted = raw.get("image_id")
+            if _is_finite(wanted) and wanted in by_picture:
+                by_picture[wanted].append(raw)
             else:
                 self.faults.add("unknown picture", f"annotation {raw['id']}: image_id {raw.get('image_id')!r}")
         _refuse_twice(self.file, "annotations", "id", [raw["id"] for raw in rows])
@@ -136,7 +143,8 @@ class _Reader:
 
     def _add_object(self, raw: Raw, picture: Picture) -> None:
         where = f"annotation {raw['id']} of image {picture.id}"
-        label = self.labels.get(raw.get("category_id"))  # type: ignore[arg-type]
+        category: Any = raw.get("category_id")
+        label = self.labels.get(category) if _is_finite(category) else None
         if label is None:
             return self.faults.add("unknown class", f"{where}: category_id {raw.get('category_id')!r}")
         box = _corners(raw.get("bbox"), picture)
@@ -192,8 +200,8 @@ def _list(file: Path, document: Raw, key: str) -> list[Raw]:
 
 def _whole(file: Path, raw: Raw, key: str, what: str) -> int:
     value = raw.get(key)
-    if type(value) is not int:
-        raise _refused(file, f"{key} of {what} must be a whole number, got {value!r}")
+    if type(value) is not int or abs(value) > LARGEST_ID:
+        raise _refused(file, f"{key} of {what} must be a whole number of 64 bits, got {value!r:.80}")
     return value
 
 
@@ -217,8 +225,8 @@ def _category(file: Path, raw: Raw) -> Category:
 def _picture(file: Path, raw: Raw) -> Picture:
     number = _whole(file, raw, "id", "an image")
     height, width = (_whole(file, raw, key, f"image {number}") for key in ("height", "width"))
-    if min(height, width) < 1:
-        raise _refused(file, f"image {number}: height and width must be at least 1, got {height} and {width}")
+    if min(height, width) < 1 or max(height, width) > LARGEST:
+        raise _refused(file, f"image {number}: height and width must be from 1 to {LARGEST}, got {height} and {width}")
     name = raw.get("file_name") or _name_in(raw.get("coco_url"))
     if not isinstance(name, str):
         raise _refused(file, f"image {number}: needs a file_name, or a coco_url as in LVIS v1")
@@ -250,28 +258,29 @@ def _outline(segmentation: object, picture: Picture) -> tuple[list[list[float]],
         code = run_lengths(segmentation, picture.height, picture.width)
         return [], code
     rings = segmentation if isinstance(segmentation, list) else []
-    return [ring for ring in rings if _encloses(ring)], None
+    return [ring for ring in rings if _encloses(ring, FARTHEST * max(picture.height, picture.width))], None
 
 
-def _encloses(ring: object) -> bool:
-    """Tell whether a ring (x, y, x, y, ...) has an area, by the shoelace formula."""
+def _encloses(ring: object, farthest: int) -> bool:
+    """Tell whether a ring (x, y, x, y, ...) has an area, by the shoelace formula, and lies about the picture."""
     if not isinstance(ring, list) or len(ring) < SMALLEST_RING or len(ring) % 2:
         return False
     try:
         numbers = np.array(ring)
     except ValueError:  # lists of different lengths in it
         return False
-    if numbers.ndim != 1 or numbers.dtype.kind not in "if" or not np.isfinite(numbers).all():
-        return False
+    if numbers.ndim != 1 or numbers.dtype.kind not in "if" or not (np.abs(numbers) <= farthest).all():
+        return False  # so is what is not finite
     x, y = numbers[::2], numbers[1::2]
     twice = np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]) + x[-1] * y[0] - y[-1] * x[0]
     return bool(abs(twice) > 1e-6)
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Tell whether a value is a number, and one that a double can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _area(raw: Raw, box: tuple[float, float, float, float]) -> float:
     area = raw.get("area")
-    return float(area) if isinstance(area, int | float) else (box[2] - box[0]) * (box[3] - box[1])
+    return float(area) if isinstance(area, int | float) and _is_finite(area) else (box[2] - box[0]) * (box[3] - box[1])

@@ -42,8 +42,8 @@ def run_lengths(segmentation: Rle, height: int, width: int) -> bytes | None:
     COCO's compression writes each count in groups of 5 bits, the lowest first, offset by 48; from the fourth count on
     it is the difference to the count two places before.
     """
-    counts = segmentation.get("counts")
-    if list(segmentation.get("size") or []) != [height, width]:
+    counts, size = segmentation.get("counts"), segmentation.get("size")
+    if not isinstance(size, list) or size != [height, width]:
         return None
     lengths = _unpacked(counts) if isinstance(counts, str) else counts
     if not isinstance(lengths, list) or not all(type(one) is int and one >= 0 for one in lengths):

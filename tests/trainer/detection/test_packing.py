@@ -95,6 +95,11 @@ def test_workers_map_the_same_arrays_and_copy_none(tmp_path: Path) -> None:
         (changed(segmentation=None), "empty mask", "segmentation None"),
         (changed(image_id=5), "unknown picture", "annotation 7: image_id 5"),
         (changed(category_id=5), "unknown class", "annotation 7 of image 100: category_id 5"),
+        (changed(bbox=[1, 1, 10**400, 5]), "degenerate box", "bbox [1, 1, 1000"),
+        (changed(segmentation=[[1, 1, 9, 1, 9, 1e9]]), "empty mask", "1000000000.0"),
+        (changed(segmentation={"size": 9, "counts": [1, 80]}), "empty mask", "counts"),
+        (changed(image_id=[100]), "unknown picture", "annotation 7: image_id [100]"),
+        (changed(category_id={}), "unknown class", "annotation 7 of image 100: category_id {}"),
     ],
 )
 def test_a_fault_is_counted_named_and_left_out_or_refused(
@@ -138,10 +143,25 @@ def broken(content: dict[str, Any], key: str, row: int, **changes: Any) -> dict[
         ("{", "not JSON"),
         ("[]", "must be an object, got a list"),
         ('{"categories": []}', "images must be a list of objects, got None"),
-        (broken(document(), "images", 0, id="x"), "id of an image must be a whole number, got 'x'"),
-        (broken(document(), "images", 0, height=0), "image 100: height and width must be at least 1, got 0 and 64"),
+        (broken(document(), "images", 0, id="x"), "id of an image must be a whole number of 64 bits, got 'x'"),
+        (
+            broken(document(), "annotations", 0, id=2**70),
+            "id of an annotation must be a whole number of 64 bits, got 118",
+        ),
+        (
+            broken(document(), "images", 0, height=2**31),
+            "height and width must be from 1 to 2147483647, got 2147483648",
+        ),
+        (
+            broken(document(), "images", 0, height=0),
+            "image 100: height and width must be from 1 to 2147483647, got 0 and 64",
+        ),
         (broken(document(), "images", 0, file_name=None), "image 100: needs a file_name, or a coco_url"),
         (broken(document(), "images", 0, neg_category_ids=3), "image 100: neg_category_ids must be a list of ids"),
+        (
+            broken(document(), "images", 0, neg_category_ids=[2**31]),
+            "image 100: neg_category_ids must be a list of ids",
+        ),
         (broken(document(), "images", 1, id=100), "id 100 occurs twice in images"),
         (broken(document(), "annotations", 1, id=7), "id 7 occurs twice in annotations"),
         (broken(document(), "categories", 1, name="blue"), "name 'blue' occurs twice in categories"),
