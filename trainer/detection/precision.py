@@ -1,6 +1,8 @@
 """Average precision by the rules of LVIS or COCO, matched by faster-coco-eval. Knows no network."""
 
 from collections.abc import Sequence
+from heapq import nlargest
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +37,7 @@ class Precision:
 
         Args:
             detections: ``image_id``, ``category_id``, ``bbox`` (x, y, width, height), ``score``, and for masks
-                ``segmentation`` as run-length code; at most 300 a picture under LVIS's rules.
+                ``segmentation`` as run-length code. Under LVIS's rules the best 300 of a picture count.
             kind: of overlap.
 
         Returns:
@@ -50,7 +52,8 @@ class Precision:
 
     def _precisions(self, detections: list[dict[str, Any]], kind: Kind) -> NDArray[np.float64]:
         """Compute precision at each overlap, recall and class [10, 101, C]."""
-        found = self._truth.loadRes(detections)
+        counted = _best(detections, MAX_DETECTIONS[True]) if self._is_federated else detections
+        found = self._truth.loadRes(counted)
         evaluation = COCOeval_faster(
             self._truth,
             found,
@@ -69,6 +72,14 @@ class Precision:
         real = [one for one in self._truth.dataset["annotations"] if not one["iscrowd"]]
         has_objects = np.isin(classes, [one["category_id"] for one in real])
         return np.broadcast_to(np.where(has_objects, 0.0, NOTHING_THERE), (10, 101, len(classes)))
+
+
+def _best(detections: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Take the best detections of each picture, of whatever class."""
+    of_picture: dict[int, list[dict[str, Any]]] = {}
+    for one in detections:
+        of_picture.setdefault(one["image_id"], []).append(one)
+    return [one for its in of_picture.values() for one in nlargest(count, its, key=itemgetter("score"))]
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:

@@ -78,6 +78,16 @@ def test_by_lvis_what_is_not_known_of_a_picture_counts_neither_way(tmp_path: Pat
     assert measured(splits, [*perfect(splits.test), another])["APr"] == pytest.approx(1), "not every one is annotated"
 
 
+def test_by_lvis_the_best_300_of_a_picture_count_whatever_their_classes(tmp_path: Path) -> None:
+    splits = splits_of(tmp_path, document())
+    right = [one for one in perfect(splits.test) if one["image_id"] == 100]
+    assert sorted(one["category_id"] for one in right) == [10, 30]
+    others = [{**right[0], "category_id": 10, "bbox": [0, 40, 5, 5], "score": 0.95} for _ in range(298)]
+    rest = [one for one in perfect(splits.test) if one["image_id"] != 100]
+    assert measured(splits, [*right, *others, *rest])["APr"] == pytest.approx(1)
+    assert measured(splits, [*right, *others, *others[:2], *rest])["APr"] == 0
+
+
 def test_by_coco_what_is_not_annotated_is_absent(tmp_path: Path) -> None:
     content = document()
     for image in content["images"]:
