@@ -179,9 +179,7 @@ class Connection(OneWriteProtocol):
         awaited = self._awaits()
         if awaited is None or awaited != self._awaited:
             self._awaited, self._since = awaited, now
-        elif self._is_idle and now - self._since > self.timeout_keep_alive:
-            self.transport.close()
-        elif not self._is_idle and now - self._since > patience:
+        elif now - self._since > (self.timeout_keep_alive if awaited == (True, self.cycle) else patience):
             self._give_up(patience)
 
     @property
@@ -197,6 +195,8 @@ class Connection(OneWriteProtocol):
     def _give_up(self, patience: float) -> None:
         if self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()
+        elif self._is_idle:
+            self.transport.close()
         else:
             self._refuse(
                 HeadTooSlow(

@@ -123,3 +123,38 @@ async def test_a_request_that_does_not_name_one_host_is_refused(served: Served, 
 async def test_an_old_request_needs_no_host(served: Served) -> None:
     served.open.set()
     assert told(await served.ask(b"GET /a HTTP/1.0\r\n\r\n")) == [["/a", ""]]
+
+
+async def test_who_takes_nothing_of_a_whole_answer_is_cut_off(served: Served) -> None:
+    served.open.set()
+    size = 8_000_000  # more than the system takes of an answer that nobody reads
+    _reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1)
+    try:
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b"a" * size)
+        await writer.drain()
+        async with asyncio.timeout(10):
+            while not served.server.server_state.total_requests:  # noqa: ASYNC110 - it tells by this alone
+                await asyncio.sleep(0.01)
+            connection = served.connection()
+            assert connection.transport.get_write_buffer_size()
+            for seconds in (0, 9, 11):
+                assert not connection.transport.is_closing()
+                connection.look(seconds, 10)
+            while served.server.server_state.connections:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+    finally:
+        writer.close()
+
+
+async def test_an_idle_connection_is_closed_without_a_word(served: Served) -> None:
+    served.open.set()
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(GET % 1)
+    await reader.readuntil(b"\n[")
+    await reader.readline()
+    connection = served.connection()
+    for seconds in (0, 4, 6):
+        assert not connection.transport.is_closing()
+        connection.look(seconds, 10)
+    assert await asyncio.wait_for(reader.read(-1), 10) == b""
+    writer.close()
