@@ -19,8 +19,8 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">II5B")
 _PLAIN = (8, 2, 0, 0, 0)
 """Depth 8, RGB, and the only methods of compression and filtering there are, not interlaced."""
-_IHDR = 8, 29
-"""Where the header begins and its checksum stands."""
+_IHDR = b"IHDR", 8, 29
+"""The header's name, where it begins and where its checksum stands."""
 _WITHOUT_EFFECT = {b"gAMA": 4, b"sRGB": 1, b"cHRM": 32, b"pHYs": 9, b"tIME": 7, b"sBIT": 3, b"bKGD": 6}
 """Chunks that say how colours are meant, not which pixels there are, and their bytes: profiles are ignored anyway."""
 _MOST_PLAIN_CHUNKS = 100
@@ -94,7 +94,7 @@ def _compressed_pixels(data: bytes) -> bytes | None:
             parts.append(data[position + 8 : end])
         elif name == b"IEND":
             return b"".join(parts) if end == position + 8 else None
-        elif parts or (_WITHOUT_EFFECT.get(name) != end - position - 8 and (position, end) != _IHDR):
+        elif parts or (_WITHOUT_EFFECT.get(name) != end - position - 8 and (name, position, end) != _IHDR):
             return None
         position = end + 4
     return None

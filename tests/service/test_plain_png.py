@@ -133,6 +133,12 @@ def test_a_chunk_of_another_length_is_left_to_pillow(name: bytes, size: int) -> 
         assert decode_plain_png(with_chunk(name, bytes(other)), MANY) is None
 
 
+@pytest.mark.parametrize("name", [b"iHDR", b"tEXt"])
+def test_a_first_chunk_of_another_name_is_left_to_pillow(name: bytes) -> None:
+    data = png()
+    assert decode_plain_png(data[:8] + chunk(name, data[16:29]) + data[33:], MANY) is None
+
+
 @pytest.mark.parametrize("wrong", ["a byte behind", "another checksum", "no checksum", "cut before it"])
 def test_bytes_behind_the_pixels_and_their_checksum_matter_as_to_pillow(wrong: str) -> None:
     content = zlib.compress(PIXELS_IN_ROWS)
