@@ -136,7 +136,7 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the shutdown; a second signal shortens the wait, a further SIGINT ends it."""
-        self._service.readiness.refuse("The service is shutting down.")
+        self._service.readiness.end()
         if sig == signal.SIGTERM and self._closes_at is None:
             self._closes_at = monotonic() + self._service.settings.drain_delay
         elif self.should_exit and sig == signal.SIGINT:

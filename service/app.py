@@ -85,7 +85,7 @@ def create_app(
         finally:
             for task in tasks:
                 task.cancel()
-            service.readiness.refuse("The service is shutting down.")
+            service.readiness.end()
             await service.batcher.close(settings.shutdown_timeout)
             app.state.service.decoder.close()
             await asyncio.to_thread(service.keeping.end, _LAST_WRITE)

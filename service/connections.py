@@ -3,9 +3,9 @@
 The routes bound the time of a body and of an answer; the rest is bounded here. An idle connection is closed after as
 long as the server under it (uvicorn) is set to. A head must come within the time that a request has, and within
 `HEAD_BYTES`. What comes of a body after its answer is read and dropped for as long, so that the answer is not lost. A
-client that takes nothing of its answer for as long is cut off. Of requests sent one behind the other a few are taken
-ahead, and no more is read until those are answered. What is no HTTP gets the same form of error as everything else; an
-upgrade to another protocol is passed over.
+client that takes nothing of its answer for as long is cut off. While the service ends, each answer ends its connection.
+Of requests sent one behind the other a few are taken ahead, and no more is read until those are answered. What is no
+HTTP gets the same form of error as everything else; an upgrade to another protocol is passed over.
 
 Nothing is timed for each request: the server looks at all connections each second. It knows no route.
 
@@ -155,6 +155,12 @@ class Connection(OneWriteProtocol):
         if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
             raise InvalidRequest("The request names no host, or several.", field="Host", remedy="Send one Host header.")
         super().on_headers_complete()
+        if self._service.readiness.is_ending:  # else its next request meets a door that closes
+            self.cycle.keep_alive = False
+
+    @property
+    def _service(self) -> Service:
+        return cast(Service, cast(FrontDoor, self.config.app).state.service)
 
     def on_message_complete(self) -> None:
         """End a request, unless its head is parsed again."""
@@ -208,7 +214,7 @@ class Connection(OneWriteProtocol):
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer with the error and close; only close where another answer is due or was given to the same message."""
-        service: Service = cast(FrontDoor, self.config.app).state.service
+        service = self._service
         service.metrics.errors.labels(error.code).inc()
         if self._is_answering or (self.cycle is not None and self.cycle.more_body):
             self.transport.abort()

@@ -164,7 +164,9 @@ def export(
 ) -> None:
     """Write the bundle that the service reads, after a parity check of ONNX Runtime against PyTorch."""
     from trainer.checkpoint import task_of  # noqa: PLC0415
+    from trainer.runs import refuse_unknown_direction  # noqa: PLC0415
 
+    refuse_unknown_direction(direction)
     if task_of(run) == "detection":
         from trainer.detection.export import export_detector  # noqa: PLC0415
 

@@ -41,12 +41,12 @@ from trainer.graph import INPUTS, OUTPUTS, ServingGraph
 from trainer.progress import console
 from trainer.runs import (
     CURVE_FILE,
-    DIRECTIONS,
     EVALUATION_FILE,
     PLOT_FILE,
     direction_cosine,
     direction_of,
     read_evaluation,
+    refuse_unknown_direction,
     restore_model,
 )
 
@@ -62,8 +62,7 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
         TrainerError: training has not ended, no evaluation, an unknown direction, parity missed, or a folder that
             holds something else.
     """
-    if direction not in DIRECTIONS:
-        raise TrainerError(f"--direction {direction!r}: must be one of {', '.join(DIRECTIONS)}")
+    refuse_unknown_direction(direction)
     checkpoint = finished_checkpoint(folder)
     read_evaluation(folder)
     target = output or Path("bundles") / checkpoint.recipe.name

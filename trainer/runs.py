@@ -134,6 +134,16 @@ def with_data(recipe: Recipe, source: str | None) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": source})})
 
 
+def refuse_unknown_direction(name: str) -> None:
+    """Let the names of directions pass.
+
+    Raises:
+        TrainerError: another name.
+    """
+    if name not in DIRECTIONS:
+        raise TrainerError(f"--direction {name!r}: must be one of {', '.join(DIRECTIONS)}")
+
+
 def direction_of(checkpoint: Checkpoint, name: str) -> Tensor:
     """Take a momentum direction [D] of a finished run: the moving average of training, or the data set's mean."""
     if name == "dataset_mean" and checkpoint.dataset_mean is not None:

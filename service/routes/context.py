@@ -22,9 +22,14 @@ from service.settings import Settings
 
 
 class Readiness:
-    """Whether requests are welcome, and if not, why."""
+    """Whether requests are welcome, and if not, why.
+
+    Attributes:
+        is_ending: they never will be again.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
+        self.is_ending = False
         self._metrics = metrics
         self._refusal: str | None = "The service is starting."
         self._suspension: str | None = None
@@ -44,6 +49,11 @@ class Readiness:
         """Requests are not welcome from now on; those that come are still answered."""
         self._refusal = reason
         self._show()
+
+    def end(self) -> None:
+        """Requests are not welcome any more."""
+        self.is_ending = True
+        self.refuse("The service is shutting down.")
 
     def suspend(self, reason: str) -> None:
         """Requests are not welcome for a while, whatever else is the case."""

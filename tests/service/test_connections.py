@@ -45,7 +45,7 @@ class Served:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(b"".join(requests) + b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         try:
-            return await asyncio.wait_for(reader.read(-1), 10)
+            return await asyncio.wait_for(reader.read(-1), 60)
         finally:
             writer.close()
 
@@ -157,4 +157,17 @@ async def test_an_idle_connection_is_closed_without_a_word(served: Served) -> No
         assert not connection.transport.is_closing()
         connection.look(seconds, 10)
     assert await asyncio.wait_for(reader.read(-1), 10) == b""
+    writer.close()
+
+
+async def test_while_the_service_ends_each_answer_ends_its_connection(served: Served) -> None:
+    served.open.set()
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(GET % 1)
+    assert b"connection: close" not in await reader.readuntil(b"]\n")
+    served.state.service.readiness.end()
+    writer.write(GET % 2)
+    answer = await asyncio.wait_for(reader.read(-1), 10)
+    assert b"connection: close\r\n" in answer
+    assert told(answer) == [["/2", ""]]
     writer.close()
