@@ -271,5 +271,6 @@ def _unknown(name: str) -> UnknownClient:
         "There is no client of this name.",
         field="name",
         value=name,
-        remedy=f"List the clients. A name has up to 64 letters, digits, '.', '_' and '-': {NAME_PATTERN}",
+        remedy="`service clients list` and GET /clients tell the names. "
+        f"A name has up to 64 letters, digits, '.', '_' and '-': {NAME_PATTERN}",
     )

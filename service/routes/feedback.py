@@ -99,7 +99,7 @@ def _read(body: bytes) -> tuple[dict[int, Label], list[dict[str, Any]]]:
             f"The body must hold from 1 to {MOST_LABELS} labels.",
             field="body",
             value=len(items),
-            remedy="Send them in several requests.",
+            remedy="Send a label, or a list of some; more than that in several requests.",
         )
     labels, malformed = {}, []
     for position, item in enumerate(items):
