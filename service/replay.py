@@ -8,6 +8,7 @@ It knows numpy alone: no database, no client, no HTTP.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ _MARGIN = 1e-9
 
 _SMALL, _LARGE = np.dtype("<u2"), np.dtype("<u4")
 _LOGIT = np.dtype("<f4")
+
+_AT_A_TIME = 8192
+"""Logits of a corner that are looked at together: the four corners' are 256 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class Candidates:
 
     def pack(self, num_classes: int) -> bytes:
         """Return the bytes to keep: 10 for each candidate, 12 where the model has more than 65,536 classes."""
-        index = _SMALL if num_classes <= 65_536 else _LARGE
+        index = _index_type(num_classes)
         arrays = (self.classes.astype(index), self.factual.astype(_LOGIT), self.counterfactual.astype(_LOGIT))
         return b"".join(array.tobytes() for array in arrays)
 
@@ -51,7 +55,7 @@ class Candidates:
         Raises:
             ValueError: the bytes are not a whole number of candidates.
         """
-        index = _SMALL if num_classes <= 65_536 else _LARGE
+        index = _index_type(num_classes)
         count, rest = divmod(len(content), index.itemsize + 2 * _LOGIT.itemsize)
         if rest or not count:
             raise ValueError(f"{len(content)} bytes are no whole number of candidates; the row is damaged")
@@ -67,20 +71,17 @@ def candidates(
     log_class_share: Floats,
     log_target: Floats | None = None,
     rectangle: Rectangle,
-    cells: int = 1,
 ) -> list[Candidates]:
     """Return for each sample the classes that can win somewhere in the rectangle, and perhaps a few more.
 
-    The rectangle is cut into cells. Planes are linear, so a class that is below some other at the four corners of a
-    cell is below it throughout: it can win in a cell only if no winner of a corner beats it there. What is kept is
-    therefore never too little; finer cells keep less.
+    Planes are linear, so a class that is below some other at the four corners of the rectangle is below it throughout:
+    it can win only if no winner of a corner beats it at all four. What is kept is therefore never too little.
 
     Args:
         factual, counterfactual: logits, [N, C].
         log_class_share: logarithm of each class's share of the training samples, [C].
         log_target: what is added for the client's own class distribution, [C].
         rectangle: the knobs that may be asked for.
-        cells: cells along each side; one keeps about 9 of 100 classes, in about 15 microseconds a sample.
 
     >>> share = np.log([0.5, 0.25, 0.25])
     >>> rectangle = Rectangle(0.0, 3.0, 0.0)
@@ -88,30 +89,73 @@ def candidates(
     >>> kept[0].classes.tolist()
     [0, 1]
     """
-    alphas = np.linspace(rectangle.low, rectangle.high, cells + 1)[:, None, None, None]
-    strengths = np.linspace(0.0, rectangle.max_prior_strength, cells + 1)[:, None, None]
-    heights = factual.astype(np.float64) + (0.0 if log_target is None else log_target)
-    grid = heights - strengths * log_class_share - alphas * counterfactual  # [alphas, strengths, N, C]
-    can_win = np.zeros(heights.shape, dtype=bool)
-    for row in range(cells):
-        for column in range(cells):
-            corners = grid[row : row + 2, column : column + 2].reshape(4, *heights.shape)
-            can_win |= ~_beaten(corners)
-    # All samples' candidates lie one after the other; each sample's are a slice of them.
-    classes, heights_kept, slopes_kept = np.nonzero(can_win)[1], factual[can_win], counterfactual[can_win]
-    ends = np.cumsum(can_win.sum(axis=1)).tolist()
+    can_win = _can_win(factual, counterfactual, log_class_share, log_target, rectangle)
     return [
-        Candidates(classes[start:end], heights_kept[start:end], slopes_kept[start:end])
-        for start, end in pairwise([0, *ends])
+        Candidates(classes, factual[row, classes], counterfactual[row, classes])
+        for row, classes in enumerate(map(np.flatnonzero, can_win))
     ]
+
+
+def packed_candidates(
+    factual: NDArray[np.float32],
+    counterfactual: NDArray[np.float32],
+    *,
+    log_class_share: Floats,
+    log_target: Floats | None = None,
+    rectangle: Rectangle,
+) -> list[bytes]:
+    """Return the bytes to keep of each sample: those of `candidates(...)`, each packed, put together at once.
+
+    With 100 classes it takes about 3 microseconds a sample, where packing them one by one took 10.
+    """
+    can_win = _can_win(factual, counterfactual, log_class_share, log_target, rectangle)
+    rows, classes = can_win.nonzero()
+    index = _index_type(can_win.shape[1])
+    logits = [lines[can_win].astype(_LOGIT, copy=False).view(index) for lines in (factual, counterfactual)]
+    units = np.concatenate([classes.astype(index), *logits])  # of all samples: indices, then parts of logits
+    of_logits = rows.repeat(_LOGIT.itemsize // index.itemsize)
+    owners = np.concatenate([rows, of_logits, of_logits])
+    packed = units[owners.argsort(kind="stable")].tobytes()  # each sample's lie together, and in the same order
+    ends = index.itemsize * np.bincount(owners, minlength=len(can_win)).cumsum()
+    return [packed[start:end] for start, end in pairwise([0, *ends.tolist()])]
+
+
+def _index_type(num_classes: int) -> np.dtype[Any]:
+    return _SMALL if num_classes <= 65_536 else _LARGE
+
+
+def _can_win(
+    factual: NDArray[np.float32],
+    counterfactual: NDArray[np.float32],
+    log_class_share: Floats,
+    log_target: Floats | None,
+    rectangle: Rectangle,
+) -> NDArray[np.bool_]:
+    """Return which classes are candidates, [N, C].
+
+    Some samples at a time: numbers that leave the processor's cache cost several times as much.
+    """
+    alphas = np.array([rectangle.low, rectangle.high])[:, None, None, None]
+    lowered = np.array([0.0, rectangle.max_prior_strength])[:, None, None] * log_class_share
+    if log_target is not None:
+        lowered = lowered - log_target
+    can_win = np.empty(factual.shape, dtype=bool)
+    samples, classes = factual.shape
+    step = max(1, _AT_A_TIME // classes)
+    for first in range(0, samples, step):
+        some = slice(first, first + step)
+        corners = factual[some] - lowered - alphas * counterfactual[some]  # [alphas, strengths, n, C]
+        np.logical_not(_beaten(corners.reshape(4, -1, classes)), out=can_win[some])
+    return can_win
 
 
 def _beaten(corners: Floats) -> NDArray[np.bool_]:
     """Return which classes [N, C] are below one corner's winner at all corners [4, N, C]."""
     beaten = np.zeros(corners.shape[1:], dtype=bool)
-    for winner in corners.argmax(axis=2):
-        theirs = np.take_along_axis(corners, winner[None, :, None], axis=2)
-        beaten |= (corners < theirs - _MARGIN).all(axis=0)
+    winners = corners.argmax(axis=2)
+    theirs = corners[:, np.arange(corners.shape[1]), winners] - _MARGIN  # [corners, winners, N]
+    for winner in range(4):
+        beaten |= (corners < theirs[:, winner, :, None]).all(axis=0)
     return beaten
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from service.replay import Candidates, Rectangle, Replay, candidates
+from service.replay import Candidates, Rectangle, Replay, candidates, packed_candidates
 from service.tradeoff import Floats
 
 RECTANGLE = Rectangle(0.0, 3.0, 2.0)
@@ -28,7 +30,6 @@ class Case:
             self.log_target = data.draw(hnp.arrays(np.float64, classes, elements=st.floats(-3, 3)))
         self.labels = data.draw(hnp.arrays(np.int64, samples, elements=st.integers(0, classes - 1)))
         self.groups = data.draw(st.lists(st.sampled_from(GROUPS), min_size=classes, max_size=classes))
-        self.cells = data.draw(st.integers(1, 4))
 
     def logits(self, alpha: float, prior_strength: float) -> Floats:
         plain = self.factual.astype(np.float64) + (0.0 if self.log_target is None else self.log_target)
@@ -36,18 +37,15 @@ class Case:
         return logits
 
     def replay(self) -> Replay:
-        kept = candidates(
+        packed = packed_candidates(
             self.factual,
             self.counterfactual,
             log_class_share=self.log_share,
             log_target=self.log_target,
             rectangle=RECTANGLE,
-            cells=self.cells,
         )
-        classes = len(self.log_share)
-        stored = [Candidates.unpack(each.pack(classes), classes) for each in kept]
         return Replay.of(
-            stored,
+            [Candidates.unpack(each, len(self.log_share)) for each in packed],
             self.labels.tolist(),
             log_class_share=self.log_share,
             log_target=self.log_target,
@@ -94,6 +92,16 @@ def test_the_curve_equals_running_every_prediction_again_at_every_alpha(
         groups = np.array(case.groups)[case.labels]
         for group in set(groups.tolist()):
             assert accuracies[group] == pytest.approx(correct[groups == group].mean())
+
+
+@pytest.mark.parametrize(("samples", "classes"), [(1, 2), (300, 100), (2, 70_000)])
+def test_the_bytes_of_many_are_those_of_each_by_itself(samples: int, classes: int) -> None:
+    draw = np.random.default_rng(samples)
+    factual, counterfactual = draw.normal(size=(2, samples, classes)).astype(np.float32)
+    share = np.log(draw.dirichlet(np.ones(classes)))
+    of_model: Any = {"log_class_share": share, "log_target": draw.normal(size=classes), "rectangle": RECTANGLE}
+    alone = [candidates(factual[row : row + 1], counterfactual[row : row + 1], **of_model)[0] for row in range(samples)]
+    assert packed_candidates(factual, counterfactual, **of_model) == [each.pack(classes) for each in alone]
 
 
 def test_a_label_that_can_never_win_is_right_nowhere() -> None:
