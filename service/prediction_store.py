@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -14,7 +15,10 @@ from service.database import Database
 from service.manifest import ManifestDraft
 
 _AT_A_TIME = 500
-"""Rows in one statement: below what SQLite and PostgreSQL take as parameters."""
+"""Identifiers in one query: below what SQLite and PostgreSQL take as parameters."""
+
+_MOST_ROWS = 512
+"""Rows in one statement, a power of two; of ten columns, so below what either takes as parameters."""
 
 
 class KeptPrediction(NamedTuple):
@@ -97,8 +101,11 @@ class PredictionStore:
     def write(self, predictions: Sequence[KeptPrediction]) -> None:
         """Keep predictions; one that is there already stays as it is."""
         with self._database.writing() as connection:
-            for first in range(0, len(predictions), _AT_A_TIME):
-                _insert_rows(connection, predictions[first : first + _AT_A_TIME])
+            first = 0
+            while left := len(predictions) - first:
+                count = min(_MOST_ROWS, 1 << left.bit_length() - 1)
+                _insert_rows(connection, predictions[first : first + count])
+                first += count
 
     def find(self, ids: Sequence[str], client: str | None) -> dict[str, Served]:
         """Return those of the predictions that are kept and are the client's, by id; None: anyone's."""
@@ -204,18 +211,21 @@ def fair_share(counts: Iterable[int], most: int) -> int:
 
 
 def _insert_rows(connection: Connection, rows: Sequence[KeptPrediction]) -> None:
-    """Insert all rows by one statement of the driver.
+    """Insert all rows, a power of two of them, by one statement of the driver.
 
     SQLAlchemy's own work for a row costs more than writing it, and a statement a row would have this thread ask for
-    the interpreter once a row, which stops those who answer requests.
+    the interpreter once a row, which stops those who answer requests. Statements of few lengths are prepared once:
+    to read one takes longer than to run it.
     """
-    mark = "%s" if connection.dialect.name == "postgresql" else "?"
+    statement = _insertion("%s" if connection.dialect.name == "postgresql" else "?", len(rows))
+    connection.exec_driver_sql(statement, tuple(chain.from_iterable(rows)))
+
+
+@cache
+def _insertion(mark: str, count: int) -> str:
     columns, row = ", ".join(KeptPrediction._fields), f"({', '.join([mark] * len(KeptPrediction._fields))})"
-    values = ", ".join([row] * len(rows))
-    connection.exec_driver_sql(
-        f"INSERT INTO {tables.predictions.name} ({columns}) VALUES {values} ON CONFLICT DO NOTHING",  # noqa: S608
-        tuple(chain.from_iterable(rows)),
-    )
+    values = ", ".join([row] * count)
+    return f"INSERT INTO {tables.predictions.name} ({columns}) VALUES {values} ON CONFLICT DO NOTHING"  # noqa: S608
 
 
 def _label_counts() -> Select[Any]:
