@@ -22,7 +22,9 @@ from service.studies import Studies
 _LOOK = 0.5
 """Seconds between looks for changed policies: a change reaches every process within two of them, and a little."""
 
-_WRITE = 0.25
+_WRITE = 0.5
+"""Seconds between batches of predictions: one costs about a millisecond, however few there are."""
+
 _PRUNE = 60.0
 _DAY = 86_400.0
 

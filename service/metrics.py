@@ -107,12 +107,12 @@ class Metrics:
         self.store_written = Counter(
             "evenkeel_store_written_total", "Predictions written to the database.", registry=registry
         )
-        self.store_skipped = Counter(
-            "evenkeel_store_skipped_total", "Predictions not kept, beyond EVENKEEL_KEPT_RATE.", registry=registry
-        )
-        self.store_dropped = Counter(
-            "evenkeel_store_dropped_total", "Predictions not kept, as too many waited to be written.", registry=registry
-        )
+        self.store_skipped = LoopCounter(
+            "evenkeel_store_skipped_total", "Predictions not kept, beyond EVENKEEL_KEPT_RATE.", (), registry
+        ).labels()
+        self.store_dropped = LoopCounter(
+            "evenkeel_store_dropped_total", "Predictions not kept, as too many waited to be written.", (), registry
+        ).labels()
         self.policies_age = Gauge(
             "evenkeel_policies_age_seconds",
             "Seconds since the policies were last seen to be current.",

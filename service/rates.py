@@ -27,10 +27,9 @@ class TokenBucket:
 
     def take(self, count: int, now: float) -> int:
         """Take `count` tokens and return 0, or take none and return the whole seconds after which they are there."""
-        self._tokens = min(self.burst, self._tokens + (now - self._since) * self.rate)
+        self._tokens = tokens = min(self.burst, self._tokens + (now - self._since) * self.rate)
         self._since = now
-        missing = min(count, self.burst) - self._tokens
-        if missing > 1e-9:
+        if count > tokens and (missing := min(count, self.burst) - tokens) > 1e-9:
             return max(1, ceil(missing / self.rate))
-        self._tokens -= count
+        self._tokens = tokens - count
         return 0

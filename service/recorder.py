@@ -8,9 +8,10 @@ import random
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,27 +21,18 @@ from service.manifest import Manifest
 from service.metrics import Metrics
 from service.prediction_store import KeptPrediction, PredictionStore
 from service.rates import TokenBucket
-from service.replay import Rectangle, candidates
+from service.replay import Rectangle, packed_candidates
 from service.scoring import Knobs
 
-_BATCH = 500
+_BATCH = 512
+"""Predictions that are prepared together, and written in one transaction."""
 
 _BURST = 10_000
 """Predictions that are kept at once, whatever the rate: whoever sends a labelled set finds all of it again."""
 
 
-class _Note(NamedTuple):
-    """A prediction as it is noted: nothing is computed yet."""
-
-    id: str
-    client: str
-    manifest: Manifest
-    at: float
-    knobs: Knobs
-    target: str
-    winner: int
-    factual_logits: NDArray[np.float32]
-    counterfactual_logits: NDArray[np.float32]
+_Note: TypeAlias = tuple[str, str, float, Terms, Manifest, Knobs, int, NDArray[np.float32], NDArray[np.float32]]
+"""A prediction as it is noted, and nothing computed: id, client, time, terms, manifest, knobs, winner, both logits."""
 
 
 class _Identifiers:
@@ -60,7 +52,7 @@ class _Identifiers:
             self._drawn, self._used = secrets.token_hex(self._DIGITS // 2 * self._DRAWN), 0
         first = self._used
         self._used = first + self._DIGITS
-        return f"{int(now * 1000):012x}{self._drawn[first : self._used]}"
+        return int(now * 1000).to_bytes(6).hex() + self._drawn[first : self._used]
 
 
 class Recorder:
@@ -91,7 +83,7 @@ class Recorder:
         self._max_prior_strength = max_prior_strength
         self._identifiers = _Identifiers()
         self._notes: deque[_Note] = deque()
-        self._ready: deque[KeptPrediction] = deque()
+        self._ready: list[KeptPrediction] = []
         self._writing = threading.Lock()
         metrics.store_waiting.set_function(lambda: len(self._notes) + len(self._ready))
 
@@ -116,8 +108,9 @@ class Recorder:
         elif len(self._notes) + len(self._ready) >= self._max_waiting:
             self._metrics.store_dropped.inc()
         else:
-            lines = factual_logits, counterfactual_logits
-            self._notes.append(_Note(identifier, client, manifest, now, knobs, terms.target_version, winner, *lines))
+            self._notes.append(
+                (identifier, client, now, terms, manifest, knobs, winner, factual_logits, counterfactual_logits)
+            )
         return identifier
 
     def flush(self) -> None:
@@ -128,50 +121,37 @@ class Recorder:
         """
         with self._writing:
             self._prepare()
-            while self._ready:
-                batch = [self._ready[row] for row in range(min(_BATCH, len(self._ready)))]
+            while batch := self._ready[:_BATCH]:
                 self._store.write(batch)
                 self._metrics.store_written.inc(len(batch))
-                for _ in batch:
-                    self._ready.popleft()
+                del self._ready[: len(batch)]
 
     def _prepare(self) -> None:
-        """Find the candidates of what was noted, many at a time where they share a model and a target."""
-        while self._notes:
-            first = self._notes.popleft()
-            alike = [first]
-            while self._notes and len(alike) < _BATCH and _alike(first, self._notes[0]):
-                alike.append(self._notes.popleft())
-            self._ready.extend(self._kept(alike))
+        """Make rows of what was noted, all together that share a model and a target."""
+        alike: defaultdict[tuple[str, str], list[_Note]] = defaultdict(list)
+        for _ in range(len(self._notes)):
+            note = self._notes.popleft()
+            _, _, _, terms, manifest, *_ = note
+            alike[manifest.version, terms.target_version].append(note)
+        for notes in alike.values():
+            for first in range(0, len(notes), _BATCH):
+                self._ready += self._kept(notes[first : first + _BATCH])
 
-    def _kept(self, notes: Sequence[_Note]) -> list[KeptPrediction]:
-        manifest, log_target = notes[0].manifest, notes[0].knobs.log_target
-        found = candidates(
-            np.stack([note.factual_logits for note in notes]),
-            np.stack([note.counterfactual_logits for note in notes]),
+    def _kept(self, notes: Sequence[_Note]) -> Iterator[KeptPrediction]:
+        ids, clients, times, terms, manifests, knobs, winners, factual, counterfactual = zip(*notes, strict=True)
+        manifest: Manifest = manifests[0]
+        alphas, strengths, log_targets = zip(*knobs, strict=True)
+        packed = packed_candidates(
+            np.concatenate(factual).reshape(len(notes), -1),
+            np.concatenate(counterfactual).reshape(len(notes), -1),
             log_class_share=manifest.log_class_share(),
-            log_target=log_target,
+            log_target=log_targets[0],
             rectangle=Rectangle(manifest.alpha.minimum, manifest.alpha.maximum, self._max_prior_strength),
         )
-        return [
-            KeptPrediction(
-                id=note.id,
-                client=note.client,
-                model=manifest.version,
-                at=note.at,
-                alpha=note.knobs.alpha,
-                prior_strength=note.knobs.prior_strength,
-                max_prior_strength=self._max_prior_strength,
-                target=note.target,
-                winner=note.winner,
-                candidates=each.pack(len(manifest.classes)),
-            )
-            for note, each in zip(notes, found, strict=True)
-        ]
-
-
-def _alike(one: _Note, other: _Note) -> bool:
-    return one.manifest is other.manifest and one.target == other.target
+        same = manifest.version, self._max_prior_strength, terms[0].target_version
+        version, most, target = (repeat(each, len(notes)) for each in same)
+        rows = zip(ids, clients, version, times, alphas, strengths, most, target, winners, packed, strict=True)
+        return map(KeptPrediction._make, rows)
 
 
 def noted_at(identifier: str) -> float | None:

@@ -4,6 +4,7 @@ from service.clients import ClientPolicy, fit
 from service.metrics import Metrics
 from service.prediction_store import KeptPrediction
 from service.recorder import Recorder
+from service.replay import Rectangle, candidates
 from service.scoring import Knobs
 from tests.service.fakes import FakeModel
 
@@ -26,6 +27,12 @@ def note(recorder: Recorder, times: int) -> list[str]:
     return [recorder.note("shop", terms, manifest, Knobs(1.0), winner=0, **lines) for _ in range(times)]
 
 
+def frequent(name: str) -> ClientPolicy:
+    """Return the policy of a client that sees one class nearly always."""
+    shares = {info.name: 1.0 for info in FakeModel().manifest.classes}
+    return ClientPolicy(target_distribution=shares | {name: 100.0})
+
+
 def make_recorder(store: Store, metrics: Metrics, *, rate: float) -> Recorder:
     return Recorder(store, metrics, share=1.0, rate=rate, max_waiting=100_000, max_prior_strength=4.0)  # type: ignore[arg-type]
 
@@ -46,3 +53,29 @@ def test_below_the_rate_every_prediction_is_kept() -> None:
     note(recorder, 12_000)
     recorder.flush()
     assert len(store.rows) == 12_000
+
+
+def test_of_clients_in_turn_each_prediction_is_kept_by_its_own_target() -> None:
+    store, manifest = Store(), FakeModel().manifest
+    recorder = make_recorder(store, Metrics(), rate=1e9)
+    draw, expected = np.random.default_rng(0), {}
+    classes = len(manifest.classes)
+    clients = {info.name: fit(frequent(info.name), manifest, 4.0) for info in manifest.classes[:2]}
+    for _ in range(30):
+        for name, terms in clients.items():
+            factual, counterfactual = draw.normal(size=(2, classes)).astype(np.float32)
+            knobs = Knobs(0.5, 0.25, terms.log_target)
+            logits = {"factual_logits": factual, "counterfactual_logits": counterfactual}
+            identifier = recorder.note(name, terms, manifest, knobs, winner=1, **logits)
+            found = candidates(
+                factual[None],
+                counterfactual[None],
+                log_class_share=manifest.log_class_share(),
+                log_target=terms.log_target,
+                rectangle=Rectangle(manifest.alpha.minimum, manifest.alpha.maximum, 4.0),
+            )
+            same = name, manifest.version, 0.5, 0.25, 4.0, terms.target_version, 1
+            expected[identifier] = (*same, found[0].pack(classes))
+    recorder.flush()
+    assert len({row.target for row in store.rows}) == 2
+    assert {row.id: (row.client, row.model, *row[4:]) for row in store.rows} == expected
