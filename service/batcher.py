@@ -271,6 +271,8 @@ class DynamicBatcher(Generic[Item, Result]):
             self._fail(batch, outcome, monotonic())
         else:
             self._first_failure = None
+            if not self._is_brief(min(len(self._queue), self._max_batch_size)):
+                self._wake()  # before whoever writes an answer: a long run need not wait for it
             for entry, result in zip(batch, outcome, strict=True):
                 entry.seconds = seconds
                 if not entry.future.done():

@@ -31,7 +31,7 @@ def run(workplace: Workplace) -> list[Figure]:
     with evenkeel(bundle, workplace.place("run-heavy"), max_batch_size=BATCH) as server:
 
         def service() -> float:
-            return burst(server.url(), pictures, connections=4 * BATCH, seconds=seconds).rate
+            return burst(server.url(), pictures, connections=4 * BATCH, seconds=seconds, until_answer=True).rate
 
         found = take_turns({"service": service, "reference": reference}, workplace.rounds(2))
     ratio = median_ratio(found["service"], found["reference"])

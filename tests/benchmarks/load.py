@@ -47,8 +47,15 @@ def burst(
     seconds: float,
     alphas: tuple[float, float] | None = None,
     faults_allowed: bool = False,
+    until_answer: bool = False,
 ) -> Load:
     """Send requests over so many connections for so long, each connection one at a time.
+
+    Args:
+        alphas: between which each request's is drawn; None: no request names one.
+        faults_allowed: count answers that are errors, too.
+        until_answer: the time counts to the last answer. Where answers come in batches that take long, what is under
+            way at the end would else count with its time and without its answers.
 
     Raises:
         NoLoadGenerator: wrk is not installed; says how to get it.
@@ -58,8 +65,9 @@ def burst(
     if wrk is None:
         raise NoLoadGenerator("the benchmarks need wrk, and it is not installed: apt install wrk, or brew install wrk")
     low, high = ("none", "none") if alphas is None else map(str, alphas)
+    until = "answer" if until_answer else "end"
     command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "60s", "-s", str(SCRIPT), url, "--"]
-    command += [body.content_type, low, high, *map(str, body.files)]
+    command += [body.content_type, low, high, until, *map(str, body.files)]
     said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 120)
     lines = [line for line in said.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:

@@ -86,6 +86,29 @@ async def test_what_waits_while_one_batch_runs_becomes_the_next(make: Make, echo
     assert sorted(item for batch in echo.batches for item in batch) == list(range(7))
 
 
+async def test_the_next_long_run_does_not_wait_for_those_who_read_answers(make: Make, echo: Echo) -> None:
+    begun = threading.Event()
+
+    def run(items: list[int]) -> Sequence[str]:
+        if 2 in items:
+            begun.set()
+        return echo(items)
+
+    batcher = make(run)
+
+    async def read() -> bool:
+        await ask(batcher, 1)
+        return begun.wait(5)  # holds up the loop, as whoever writes an answer does
+
+    echo.gate.clear()
+    reader = asyncio.create_task(read())
+    await asyncio.sleep(0.02)
+    [second] = await ask_many(batcher, 2)
+    echo.gate.set()
+    assert await reader
+    assert await second == ["item 2"]
+
+
 async def test_one_caller_gets_its_results_in_its_order_across_batches(make: Make) -> None:
     assert await ask(make(), *range(7)) == [f"item {item}" for item in range(7)]
 
