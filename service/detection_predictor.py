@@ -1,7 +1,7 @@
 """A detector's runs for a batch of pictures, one by one, and what is said of each in the picture's own pixels.
 
-What a request leaves out is never made: masks are made of the detections that are answered, if it wants them at all. It
-knows neither queues nor HTTP.
+What a request leaves out is never made: masks are made of the detections that are answered, if it wants them at all,
+and if they are not too many for pictures that wide. It knows neither queues nor HTTP.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.detector import Detector, Outputs
 from service.images import Sized
-from service.masks import mask_runs, pack_counts
+from service.masks import most_steps, pack_masks
 
 
 class Limits(NamedTuple):
@@ -21,12 +21,13 @@ class Limits(NamedTuple):
     Attributes:
         score_threshold: the lowest score.
         top_k: at most so many, the best.
-        masks: with masks; a request for tensors makes them itself.
+        mask_steps: how many steps its masks may take (`service.masks`); 0: no masks. A request for tensors makes them
+            itself.
     """
 
     score_threshold: float
     top_k: int
-    masks: bool
+    mask_steps: int
 
 
 class DetectionWork(NamedTuple):
@@ -54,8 +55,14 @@ class Detections(NamedTuple):
     masks: list[str] | None
 
 
-DetectionOutcome = Detections | Outputs
-"""What comes of a work: detections, or the graph's outputs where it names no limits."""
+class MasksTooLong(NamedTuple):
+    """The masks of one picture were not made, as they take more steps than its limits allow."""
+
+    steps: int
+
+
+DetectionOutcome = Detections | MasksTooLong | Outputs
+"""What comes of a work: detections, if within its limits, or the graph's outputs where it names none."""
 
 
 class DetectionPredictor:
@@ -81,17 +88,13 @@ class DetectionPredictor:
         scores = outputs["scores"][:count]
         kept = min(int((scores >= work.limits.score_threshold).sum()), work.limits.top_k)  # scores fall
         boxes = in_own_pixels(outputs["boxes"][:kept], part, own)
-        masks = self._masks(outputs["masks"][:kept], boxes, own) if work.limits.masks else None
-        return Detections(boxes, scores[:kept], outputs["labels"][:kept], masks)
-
-    def _masks(self, masks: NDArray[np.float32], boxes: NDArray[np.float64], own: tuple[int, int]) -> list[str]:
-        width, height = own
-        return [
-            pack_counts(
-                mask_runs(mask, tuple(box), width=width, height=height, threshold=self.detection.mask_threshold)
-            )
-            for mask, box in zip(masks, boxes.tolist(), strict=True)
-        ]
+        detections = Detections(boxes, scores[:kept], outputs["labels"][:kept], None)
+        if not work.limits.mask_steps:
+            return detections
+        masks, threshold = outputs["masks"][:kept], self.detection.mask_threshold
+        if (steps := most_steps(masks, boxes, threshold)) > work.limits.mask_steps:
+            return MasksTooLong(steps)
+        return detections._replace(masks=pack_masks(masks, boxes, width=own[0], height=own[1], threshold=threshold))
 
 
 def in_own_pixels(boxes: NDArray[np.float32], part: tuple[int, int], own: tuple[int, int]) -> NDArray[np.float64]:

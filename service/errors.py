@@ -136,6 +136,12 @@ class TooManyImages(ServiceError):
     code = "too_many_images"
 
 
+class AnswerTooLarge(ServiceError):
+    """The answer to one request would be larger than it may."""
+
+    code = "answer_too_large"
+
+
 class UnsupportedMediaType(ServiceError):
     """The content type is none that is served."""
 
@@ -249,6 +255,7 @@ STATUS: dict[type[ServiceError], int] = {
     BodyTooLarge: 413,
     ImageTooLarge: 413,
     TooManyImages: 413,
+    AnswerTooLarge: 413,
     UnsupportedMediaType: 415,
     InvalidParameter: 422,
     QueueFull: 429,

@@ -1,7 +1,8 @@
 """`POST /predict` while a detector is served: pictures in, boxes and masks out, each at its own alpha.
 
 The order is that of classification: options are checked before the body is read, places in the queue are taken before
-anything is decoded, and whoever has left costs no run of the model.
+anything is decoded, and whoever has left costs no run of the model. An answer may have megabytes of masks, up to a
+bound: it is written in a thread.
 """
 
 import asyncio
@@ -13,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.callers import Caller
-from service.detection_predictor import DetectionPredictor, Detections, DetectionWork
+from service.detection_predictor import DetectionOutcome, DetectionPredictor, Detections, DetectionWork, MasksTooLong
+from service.errors import AnswerTooLarge
 from service.images import Sized
 from service.routes.access import caller_of, rules_for, take
 from service.routes.answers import Answer, AnswerWriter
@@ -46,25 +48,39 @@ async def detect(request: Request, service: Service, by: DetectionPredictor) -> 
             outcomes = await admission.run(works, deadline=deadline, when_long=watch.begin)
         finally:
             watch.end()
-    answer = _answer(query, pictures, cast(list[Detections], outcomes), service, caller)
+    found = _within_limits(query, cast(list[DetectionOutcome], outcomes))
+    _observe(query, found, service, caller)
+    body = await asyncio.to_thread(_written, query, pictures, found, service.answers)
     times = Times(decoded - decoding, *admission.seconds, perf_counter() - begin)
     service.metrics.decode_seconds.observe(times.decode)
     service.metrics.total_seconds.observe(times.total)
     note_times(times)
-    return Response(orjson.dumps(answer), media_type="application/json")
+    return Response(body, media_type="application/json")
 
 
-def _answer(
-    query: DetectionQuery, pictures: list[Sized], outcomes: list[Detections], service: Service, caller: Caller
-) -> Answer:
-    answers = []
-    for image, picture, found in zip(query.images, pictures, outcomes, strict=True):
-        answer = _image(image, picture, found, service.answers)
-        groups = [each["shot_group"] for each in answer["detections"]]
+def _within_limits(query: DetectionQuery, outcomes: list[DetectionOutcome]) -> list[Detections]:
+    for image, outcome in zip(query.images, outcomes, strict=True):
+        if isinstance(outcome, MasksTooLong):
+            raise AnswerTooLarge(
+                f"The masks of {image.field} have too long outlines: they may pass {query.limits.mask_steps} columns "
+                f"of pixels in all where a request holds {len(query.images)} images.",
+                field="masks",
+                value=outcome.steps,
+                remedy="Ask for masks=false, a lower top_k or a higher score_threshold; or send fewer or smaller ones.",
+            )
+    return cast(list[Detections], outcomes)
+
+
+def _observe(query: DetectionQuery, outcomes: list[Detections], service: Service, caller: Caller) -> None:
+    for image, found in zip(query.images, outcomes, strict=True):
+        groups = [service.answers.reference(label)["shot_group"] for label in found.labels.tolist()]
         service.metrics.observe_detections(alpha=image.alpha, groups=groups)
         caller.counts.observe_alpha(image.alpha)
-        answers.append(answer)
-    return {"model": service.answers.model, "images": answers}
+
+
+def _written(query: DetectionQuery, pictures: list[Sized], outcomes: list[Detections], writer: AnswerWriter) -> bytes:
+    images = [_image(*each, writer) for each in zip(query.images, pictures, outcomes, strict=True)]
+    return orjson.dumps({"model": writer.model, "images": images})
 
 
 def _image(image: DetectionImageQuery, picture: Sized, found: Detections, writer: AnswerWriter) -> Answer:

@@ -11,6 +11,8 @@ from service.routes.rules import GivenImage, Options, RequestRules, Rules, in_ra
 
 DEFAULT_SCORE_THRESHOLD: Final = 0.05
 DEFAULT_DETECTIONS: Final = 100
+MOST_MASK_STEPS: Final = 8_000_000
+"""Of all masks of one request, in equal shares for its pictures: 0.6 seconds at most, and about 20 MB of counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class DetectionRules(RequestRules[DetectionQuery]):
         limits = Limits(
             DEFAULT_SCORE_THRESHOLD if options.score_threshold is None else options.score_threshold,
             min(DEFAULT_DETECTIONS, self._most) if options.top_k is None else options.top_k,
-            options.masks is not False,
+            0 if options.masks is False else MOST_MASK_STEPS // len(images),
         )
         return DetectionQuery([self._image(options, *image) for image in images], limits)
 

@@ -1,9 +1,10 @@
 """From the rows of a batch to the answer of an inference request of the Open Inference Protocol.
 
-It counts predictions as `/predict` does, and notes for feedback those whose answer names them (`prediction_id`). It
-knows neither the request's form nor the queue.
+It counts predictions as `/predict` does, and notes for feedback those whose answer names them (`prediction_id`). An
+answer that is large is written in a thread. It knows neither the request's form nor the queue.
 """
 
+import asyncio
 from typing import Any, cast
 
 import numpy as np
@@ -24,24 +25,32 @@ from service.scoring import offsets
 from service.tensors import Values, join_message, write_tensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+_SMALL = 20_000
+"""Numbers that are written as JSON in a millisecond or two."""
 
 
-def answer(query: InferQuery, rows: list[AnyOutcome], service: Service, caller: Caller, rules: Rules) -> Response:
+async def answer(query: InferQuery, rows: list[AnyOutcome], service: Service, caller: Caller, rules: Rules) -> Response:
     """Return the outputs that are wanted, in JSON or as bytes after it; the predictions are counted."""
     by = service.predictor
     if isinstance(by, DetectionPredictor):
-        values = _detections(query, cast(list[Outputs], rows), service, caller)
-    else:
-        values = _predictions(query, cast(list[Tensors], rows), service, caller, rules, by=by)
-    return _written(query, values, by.model.manifest)
+        found = cast(list[Outputs], rows)
+        _observe_detections(query, found, service, caller)
+        return await asyncio.to_thread(lambda: _written(query, _stacked(query, found), by.model.manifest))
+    values = _predictions(query, cast(list[Tensors], rows), service, caller, rules, by=by)
+    if sum(each.size for each in values.values() if not isinstance(each, list)) <= _SMALL:
+        return _written(query, values, by.model.manifest)
+    return await asyncio.to_thread(_written, query, values, by.model.manifest)
 
 
-def _detections(query: InferQuery, rows: list[Outputs], service: Service, caller: Caller) -> dict[str, Values]:
+def _observe_detections(query: InferQuery, rows: list[Outputs], service: Service, caller: Caller) -> None:
     groups = [info.shot_group for info in service.model.manifest.classes]
     for knobs, row in zip(query.knobs, rows, strict=True):
         found = row["labels"][: int(row["count"])].tolist()
         service.metrics.observe_detections(alpha=knobs.alpha, groups=[groups[label] for label in found])
         caller.counts.observe_alpha(knobs.alpha)
+
+
+def _stacked(query: InferQuery, rows: list[Outputs]) -> dict[str, Values]:
     return {output.name: np.stack([row[output.name] for row in rows]) for output in query.outputs}
 
 

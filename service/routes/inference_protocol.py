@@ -155,7 +155,7 @@ async def infer(request: Request) -> Response:
             rows = await admission.run(_works(query, service), deadline=deadline, when_long=watch.begin)
         finally:
             watch.end()
-    response = answer(query, rows, service, caller, rules)
+    response = await answer(query, rows, service, caller, rules)
     times = Times(decoded - decoding, *admission.seconds, perf_counter() - begin)
     service.metrics.decode_seconds.observe(times.decode)
     service.metrics.total_seconds.observe(times.total)

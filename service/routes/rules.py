@@ -121,7 +121,7 @@ class RequestRules(ABC, Generic[Query]):
                 )
             return _SWITCH[text]
         if name == "top_k":
-            if not (text.isascii() and text.isdigit() and len(text) < 10):
+            if not (text.isascii() and text.isdigit() and len(text) < 19):
                 raise InvalidParameter(
                     f"{name} must be a whole number.", field=name, value=text, remedy="Send digits only, such as 5."
                 )

@@ -137,6 +137,27 @@ def test_options_leave_out_what_is_not_wanted(client: TestClient) -> None:
     assert not any("mask" in each for each in without)
 
 
+def test_masks_that_pass_too_many_columns_are_refused_with_what_to_do(
+    client: TestClient, detector: FakeDetector
+) -> None:
+    def checker(outputs: Any) -> None:
+        outputs["boxes"][:] = (0, 0, WIDTH, HEIGHT)
+        outputs["masks"][:] = np.indices((SIDE, SIDE)).sum(axis=0) % 2
+
+    detector.spoil = checker
+    files = [("image", (f"{number}.png", red((16_384, 1)), "image/png")) for number in range(32)]
+    asked = {"score_threshold": "0"}
+    refused = error(client.post("/predict", files=files, data=asked), 413, "answer_too_large")
+    assert refused["field"] == "masks"
+    assert refused["message"].startswith("The masks of image[0] ")
+    assert "masks=false" in refused["remedy"]
+    for remedy in ({"masks": "false"}, {"top_k": "1"}):
+        assert client.post("/predict", files=files, data=asked | remedy).status_code == 200
+    assert answer(client.post("/predict", files=files[:1], data=asked))["detections"][0]["mask"]
+    assert client.get("/readyz").status_code == 200
+    assert "evenkeel_failed_batches_total 0.0" in client.get("/metrics").text
+
+
 def test_a_black_picture_holds_nothing(client: TestClient) -> None:
     assert answer(post(client, data=red(value=0)))["detections"] == []
 
