@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypeIs
 
 from trainer.detection.faults import Faults
 from trainer.detection.masks import run_lengths
@@ -85,13 +86,13 @@ class Rows:
         self.ends.append(len(self.values))
 
 
-def read_annotations(file: Path) -> Contents:
-    """Read and check a file.
+def read_annotations(file: Path, content: bytes) -> Contents:
+    """Read and check what a file holds.
 
     Raises:
         TrainerError: it is not JSON, or of neither form; the message says where.
     """
-    document = _parse(file)
+    document = _parse(file, content)
     categories = sorted((_category(file, raw) for raw in _list(file, document, "categories")), key=lambda one: one.id)
     pictures = sorted(
         ((_picture(file, raw), raw) for raw in _list(file, document, "images")), key=lambda one: one[0].id
@@ -173,13 +174,9 @@ class _Reader:
         return plain | ragged | {f"{name}.ends": np.asarray(rows.ends) for name, rows in self.ragged.items()}
 
 
-def _parse(file: Path) -> Raw:
+def _parse(file: Path, content: bytes) -> Raw:
     try:
-        document = json.loads(file.read_bytes())
-    except OSError as error:
-        raise TrainerError(
-            f"{file}: cannot be read ({error.strerror}); check data.source and what is below it"
-        ) from error
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise _refused(file, f"not JSON ({error})") from error
     if not isinstance(document, dict):
@@ -215,7 +212,7 @@ def _refuse_twice(file: Path, key: str, name: str, values: list[Any]) -> None:
 
 def _category(file: Path, raw: Raw) -> Category:
     number, name, frequency = _whole(file, raw, "id", "a category"), raw.get("name"), raw.get("frequency")
-    if not isinstance(name, str) or not name.strip():
+    if not _is_text(name) or not name.strip():
         raise _refused(file, f"category {number}: name must be text, got {name!r}")
     if frequency not in (None, "r", "c", "f"):
         raise _refused(file, f"category {number}: frequency must be r, c or f, got {frequency!r}")
@@ -228,9 +225,14 @@ def _picture(file: Path, raw: Raw) -> Picture:
     if min(height, width) < 1 or max(height, width) > LARGEST:
         raise _refused(file, f"image {number}: height and width must be from 1 to {LARGEST}, got {height} and {width}")
     name = raw.get("file_name") or _name_in(raw.get("coco_url"))
-    if not isinstance(name, str):
-        raise _refused(file, f"image {number}: needs a file_name, or a coco_url as in LVIS v1")
+    if not _is_text(name):
+        raise _refused(file, f"image {number}: needs a file_name, or a coco_url as in LVIS v1, got {name!r}")
     return Picture(number, name, height, width)
+
+
+def _is_text(value: object) -> TypeIs[str]:
+    """Tell whether a value is text that a file can be named by; JSON may hold half a surrogate pair, or a NUL."""
+    return isinstance(value, str) and not any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value)
 
 
 def _name_in(url: object) -> str | None:

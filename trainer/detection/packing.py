@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -155,11 +154,21 @@ def _hash(file: Path) -> str:
         ) from error
 
 
+def _unchanged(file: Path, source_hash: str) -> bytes:
+    """Read a file whose hash is known already."""
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != source_hash:
+        raise TrainerError(f"{file}: has changed while it was read; start again when it is whole")
+    return content
+
+
 def _make(file: Path, source_hash: str, folder: Path) -> None:
     """Pack into a folder beside the wanted one, which then takes its name: there is a whole one or none."""
     console.print(f"packing {file} into {folder}", highlight=False, soft_wrap=True)
-    content = read_annotations(file)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".packing-"))
+    content = read_annotations(file, _unchanged(file, source_hash))
+    scratch = folder.with_name(f".packing-{folder.name}")  # of this name is one alone, as its maker holds the lock
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
     try:
         for name, values in content.arrays.items():
             np.save(scratch / f"{name}.npy", values)
