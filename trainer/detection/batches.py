@@ -17,6 +17,7 @@ from service.bundle import InputSpec
 from trainer.data import mixed_seed, or_say_who_died, usable_cores
 from trainer.detection.data import DetectionSplit
 from trainer.detection.picture_sampling import epoch_batches, repeat_factors
+from trainer.detection.pictures import fault_of_size
 from trainer.detection.recipe import DetectionAugment, DetectionRecipe
 from trainer.detection.types import Batch, Targets
 from trainer.distributed import part_of, world_size
@@ -66,8 +67,12 @@ class TrainingBatches:
         self._is_wide = np.array([picture.width >= picture.height for picture in pictures])
 
     def rows(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Draw the epoch's batches of rows, those of all processes together."""
-        return epoch_batches(
+        """Draw the epoch's batches of rows, those of all processes together.
+
+        Raises:
+            TrainerError: there are fewer pictures than processes.
+        """
+        batches = epoch_batches(
             self._is_wide,
             self._factors,
             batch_size=self.recipe.batch_size,
@@ -177,11 +182,8 @@ def open_picture(split: DetectionSplit, index: int) -> Image.Image:
     """
     file, picture = split.file(index), split.picture(index)
     image = open_rgb(str(file), str(file))
-    if image.size != (picture.width, picture.height):
-        raise TrainerError(
-            f"{file}: is {image.width} x {image.height} pixels, and its annotations say {picture.width} x "
-            f"{picture.height}; give the picture that was annotated, or mend width and height"
-        )
+    if fault := fault_of_size(image, file, picture):
+        raise TrainerError(f"{fault.what}; it has changed since training began, so start again")
     return image
 
 

@@ -1,7 +1,6 @@
-"""The two splits of a detector's recipe: annotations joined to the pictures that are there. Knows no model."""
+"""The two splits of a detector's recipe: annotations joined to the pictures that are whole. Knows no model."""
 
 import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from trainer.detection.faults import Faults
 from trainer.detection.masks import Canvas, draw
 from trainer.detection.packing import Objects, PackedAnnotations, default_cache, pack
 from trainer.detection.picture_sampling import class_counts
+from trainer.detection.pictures import faults_of_pictures
 from trainer.detection.recipe import AnnotatedPictures, DetectionData
 from trainer.errors import TrainerError
 
@@ -32,7 +32,7 @@ class DetectionSplit:
         name: train or test, for messages.
         packed: the annotations.
         folder: of the pictures.
-        rows: which pictures of ``packed`` are there.
+        rows: which pictures of ``packed`` are there and whole.
     """
 
     name: str
@@ -79,7 +79,7 @@ class DetectionSplits:
     shot_groups: list[ShotGroup] = field(repr=False)
 
     def fingerprint(self) -> str:
-        """Hash what trains the model: the file of annotations, and which of its pictures are there."""
+        """Hash what trains the model: the file of annotations, and which of its pictures are taken."""
         return hashlib.sha256(self.train.packed.source_hash.encode() + self.train.rows.tobytes()).hexdigest()
 
 
@@ -138,38 +138,18 @@ def _open(data: DetectionData, name: str, part: AnnotatedPictures) -> DetectionS
     source = Path(data.source)
     file, folder = source / part.annotations, source / part.pictures
     packed = pack(file, Path(data.cache) if data.cache else default_cache())
-    there, missing = _those_there(packed, folder)
-    faults = Faults(dict(packed.faults.counts), dict(packed.faults.examples))
-    for row in missing:
-        faults.add("missing picture", f"{folder / packed.picture(row).name}")
+    of_pictures = faults_of_pictures(packed, folder, data.num_workers)
+    faults = Faults(dict(packed.faults.counts), {kind: list(some) for kind, some in packed.faults.examples.items()})
+    for fault in filter(None, of_pictures):
+        faults.add(*fault)
     faults.settle(file, data.faults)
-    if not len(there):
+    whole = np.array([row for row, fault in enumerate(of_pictures) if not fault], dtype=np.int64)
+    if not len(whole):
         raise TrainerError(
-            f"data.{name}.pictures: none of the {len(packed)} pictures of {file} lies in {folder}; "
+            f"data.{name}.pictures: none of the {len(packed)} pictures of {file} lies whole in {folder}; "
             "give the folder that their file names begin in"
         )
-    return DetectionSplit(name, packed, folder, there)
-
-
-def _those_there(packed: PackedAnnotations, folder: Path) -> tuple[NDArray[np.int64], list[int]]:
-    """Tell which pictures have a file. A folder is listed once: a look-up for each of 100,000 files takes long."""
-    listed: dict[str, set[str]] = {}
-    there: list[int] = []
-    missing: list[int] = []
-    for row in range(len(packed)):
-        place, _, name = packed.picture(row).name.rpartition("/")
-        if place not in listed:
-            listed[place] = _names_in(folder / place)
-        (there if name in listed[place] else missing).append(row)
-    return np.array(there, dtype=np.int64), missing
-
-
-def _names_in(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()
+    return DetectionSplit(name, packed, folder, whole)
 
 
 def _group_of(pictures: int) -> ShotGroup:

@@ -7,7 +7,15 @@ from typing import Literal
 from trainer.errors import TrainerError
 from trainer.progress import console
 
-Kind = Literal["missing picture", "unknown picture", "unknown class", "degenerate box", "empty mask"]
+Kind = Literal[
+    "missing picture",
+    "damaged picture",
+    "picture of another size",
+    "unknown picture",
+    "unknown class",
+    "degenerate box",
+    "empty mask",
+]
 NAMED = 3
 """How many of each kind are named."""
 

@@ -29,7 +29,8 @@ class DetectionData(Section):
         None, min_length=1, description="folder of the packed annotations; null: evenkeel's in the user's cache folder"
     )
     faults: Literal["skip", "refuse"] = Field(
-        "skip", description="what becomes of missing pictures, degenerate boxes, empty masks; they are named either way"
+        "skip",
+        description="what becomes of missing, damaged or other pictures, degenerate boxes, empty masks; they are named",
     )
     repeat_threshold: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="t of repeat-factor sampling (LVIS: 0.001): pictures of rarer classes come repeatedly"

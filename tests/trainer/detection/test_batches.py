@@ -94,7 +94,7 @@ def test_evaluation_pictures_are_those_of_serving(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_of_another_size_or_a_broken_one_is_named(tmp_path: Path, workers: int) -> None:
+def test_a_picture_that_becomes_another_or_breaks_in_training_is_named(tmp_path: Path, workers: int) -> None:
     split, recipe = opened(tmp_path, f"data.num_workers={workers}")
     Image.new("RGB", (5, 7)).save(tmp_path / "98.png")
     with pytest.raises(TrainerError, match=rf"98\.png: is 5 x 7 pixels, and its annotations say 64 x {SIDE}"):

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
+from PIL import Image
 
 from tests.trainer.detection.annotated import SIDE, changed, document, tiny_recipe, write
+from trainer.detection import packing
 from trainer.detection.data import load_detection_splits
 from trainer.detection.packing import PackedAnnotations, pack
 from trainer.errors import TrainerError
@@ -64,6 +66,15 @@ def test_a_file_is_packed_once_and_a_changed_file_anew(tmp_path: Path) -> None:
     assert (again.folder, again.folder.joinpath("index.json").stat().st_mtime_ns) == (first.folder, stamp)
     assert (other.folder == first.folder, len(other)) == (False, 3)
     assert not list((tmp_path / "cache").glob(".packing-*")), "nothing half made is left"
+    assert first.folder.stat().st_mode == (tmp_path / "cache").stat().st_mode, "others may read it as the user wants"
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, document())
+    monkeypatch.setattr(packing, "_hash", lambda file: "0" * 64)
+    with pytest.raises(TrainerError, match=r"train.json: has changed while it was read; start again"):
+        pack(file, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("train-*/"))
 
 
 def test_workers_map_the_same_arrays_and_copy_none(tmp_path: Path) -> None:
@@ -128,8 +139,32 @@ def test_a_missing_picture_is_named_and_left_out_or_refused(tmp_path: Path, caps
         load_detection_splits(tiny_recipe(tmp_path, "data.faults=refuse").data)
     for left in tmp_path.glob("*.png"):
         left.unlink()
-    with pytest.raises(TrainerError, match=r"data.train.pictures: none of the 4 pictures of .* lies in"):
+    with pytest.raises(TrainerError, match=r"data.train.pictures: none of the 4 pictures of .* lies whole in"):
         load_detection_splits(tiny_recipe(tmp_path).data)
+
+
+def test_damaged_pictures_and_those_of_another_size_are_named_and_left_out_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, document())
+    whole = (tmp_path / "99.png").read_bytes()
+    (tmp_path / "99.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (5, 7)).save(tmp_path / "98.png")
+    splits = load_detection_splits(tiny_recipe(tmp_path, "data.num_workers=1").data)
+    assert [splits.train.picture(row).id for row in range(len(splits.train))] == [97, 100]
+    assert splits.class_counts.tolist() == [2, 1, 1]
+    said = capsys.readouterr().err.replace("\n", "")
+    assert said.count("looking once through 4 pictures") == 1, "both splits have the same pictures"
+    assert f"1 x damaged picture: {tmp_path / '99.png'}: cannot be read as a picture" in said
+    size = f"98.png: is 5 x 7 pixels, and its annotations say 64 x {SIDE}"
+    assert f"1 x picture of another size: {tmp_path / size}" in said
+    with pytest.raises(TrainerError, match="1 x damaged picture"):
+        load_detection_splits(tiny_recipe(tmp_path, "data.faults=refuse").data)
+    assert "looking once" not in capsys.readouterr().err
+    (tmp_path / "99.png").write_bytes(whole)
+    splits = load_detection_splits(tiny_recipe(tmp_path).data)
+    assert [splits.train.picture(row).id for row in range(len(splits.train))] == [97, 99, 100]
+    assert "looking once through 1 pictures" in capsys.readouterr().err
 
 
 def broken(content: dict[str, Any], key: str, row: int, **changes: Any) -> dict[str, Any]:
@@ -157,6 +192,9 @@ def broken(content: dict[str, Any], key: str, row: int, **changes: Any) -> dict[
             "image 100: height and width must be from 1 to 2147483647, got 0 and 64",
         ),
         (broken(document(), "images", 0, file_name=None), "image 100: needs a file_name, or a coco_url"),
+        (broken(document(), "images", 0, file_name="\udce9.png"), r"image 100: needs a file_name.* got '\\udce9.png'"),
+        (broken(document(), "images", 0, file_name="a\0b/c"), "image 100: needs a file_name"),
+        (broken(document(), "categories", 1, name="\ud800"), "category 10: name must be text"),
         (broken(document(), "images", 0, neg_category_ids=3), "image 100: neg_category_ids must be a list of ids"),
         (
             broken(document(), "images", 0, neg_category_ids=[2**31]),
