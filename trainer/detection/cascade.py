@@ -61,13 +61,15 @@ class Cascade(nn.Module):
             sampled = self._sample(index, proposals, batch)
             pooled = pool_regions(maps, sampled.regions, self.config.cascade.pool_size)
             features, logits, offsets = stage(pooled)
-            stage_losses = {
-                "class": functional.cross_entropy(logits, sampled.labels, reduction="sum") / max(len(logits), 1),
-                "box": stage.box_loss(sampled, offsets),
-                **self._mask_loss(index, maps, sampled, batch),
-            }
-            weight = self.config.cascade.loss_weights[index]
-            losses |= {f"{name}_{index + 1}": weight * loss for name, loss in stage_losses.items()}
+            number, weight = index + 1, self.config.cascade.loss_weights[index]
+            class_loss = functional.cross_entropy(logits, sampled.labels, reduction="sum") / max(len(logits), 1)
+            losses[f"class_{number}"] = weight * class_loss
+            losses[f"box_{number}"] = weight * stage.box_loss(sampled, offsets)
+            head = index - (len(self.stages) - len(self.mask_heads))
+            if head >= 0:
+                # By the heads' own order: one that is alone beside the last stage must not count as little as that.
+                weight = self.config.cascade.loss_weights[head]
+                losses[f"mask_{number}"] = weight * self._mask_loss(head, maps, sampled, batch)
             gathered.append(_foreground(features, sampled))
             proposals = _next_proposals(stage, sampled, offsets.detach(), batch)
         sums, counts = zip(*gathered, strict=True)
@@ -87,13 +89,10 @@ class Cascade(nn.Module):
             background=self.num_classes,
         )
 
-    def _mask_loss(self, index: int, maps: list[Tensor], sampled: Sampled, batch: Batch) -> dict[str, Tensor]:
-        head = index - (len(self.stages) - len(self.mask_heads))
-        if head < 0:
-            return {}
+    def _mask_loss(self, head: int, maps: list[Tensor], sampled: Sampled, batch: Batch) -> Tensor:
         foreground = sampled.foreground()
         pooled = pool_regions(maps, foreground.regions, self.config.mask.pool_size)
-        return {"mask": mask_loss(self.mask_heads[head](pooled, foreground.labels), foreground, batch.targets)}
+        return mask_loss(self.mask_heads[head](pooled, foreground.labels), foreground, batch.targets)
 
     def branches(self, maps: list[Tensor], proposed: Proposed, size: Float[Tensor, " 2"]) -> Branches:
         """Send the proposals of one picture through all stages; alpha plays no part in it."""

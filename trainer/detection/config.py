@@ -56,7 +56,9 @@ class CascadeConfig(Section):
     """The stages, each trained on the boxes that the one before it made."""
 
     ious: tuple[Overlap, ...] = Field((0.5, 0.6, 0.7), min_length=1, description="foreground from this overlap on")
-    loss_weights: tuple[Positive, ...] = Field((1.0, 0.5, 0.25), min_length=1)
+    loss_weights: tuple[Positive, ...] = Field(
+        (1.0, 0.5, 0.25), min_length=1, description="of the stages, and of as many mask heads, each from the first on"
+    )
     sampled: Count = Field(512, description="regions of a picture in the loss of a stage")
     positive_share: UpToOne = 0.25
     pool_size: Count = 7

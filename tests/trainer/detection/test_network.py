@@ -137,6 +137,22 @@ def test_only_foreground_is_gathered() -> None:
     assert not features.sums.requires_grad
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_mask_heads_weigh_by_their_own_order(heads: int) -> None:
+    def losses_at(weights: list[float]) -> dict[str, torch.Tensor]:
+        stages = {"ious": [0.5, 0.6], "loss_weights": weights, "sampled": 32, "features": 32}
+        model = tiny_detector(cascade=stages, mask={"stages": heads, "channels": [16], "pool_size": 7}).train()
+        torch.manual_seed(1)
+        losses: dict[str, torch.Tensor] = model(batch())[0]
+        return losses
+
+    plain, other = losses_at([1, 1]), losses_at([3, 1])
+    assert {name for name in plain if name.startswith("mask")} == ({"mask_2"} if heads == 1 else {"mask_1", "mask_2"})
+    trebled = {"class_1", "box_1", f"mask_{3 - heads}"}
+    for name, loss in plain.items():
+        torch.testing.assert_close(other[name], 3 * loss if name in trebled else loss)
+
+
 def test_losses_go_down_on_one_picture_until_it_is_found() -> None:
     model = tiny_detector().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
