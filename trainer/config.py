@@ -244,6 +244,9 @@ class BaseRecipe(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 autocast where the device computes in bf16, else fp32"
     )
+    checkpoint_steps: int = Field(
+        0, ge=0, description="save also after so many steps within an epoch; needs data.in_memory=false; 0: do not"
+    )
     input: InputSpec = Field(description="the pixels that the model sees, in training and in serving alike")
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
@@ -256,9 +259,6 @@ class Recipe(BaseRecipe):
     task: Literal["classification"] = "classification"
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="torch.compile of the forward and backward pass; auto: on a GPU, as it is slower on a CPU"
-    )
-    checkpoint_steps: int = Field(
-        0, ge=0, description="save also after so many steps within an epoch; needs data.in_memory=false; 0: do not"
     )
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()

@@ -4,7 +4,6 @@ It knows neither where pictures come from nor what a bundle is. Weights are thos
 average where the recipe asks for one; the test split is never seen here.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from trainer.distributed import (
     spread,
     world_size,
 )
-from trainer.epoch import EpochTally, random_state, restore_random
+from trainer.epoch import EpochTally, EpochTimer, random_state, restore_random
 from trainer.errors import TrainerError
 from trainer.losses import create_loss
 from trainer.mixing import Mixture, mix
@@ -123,7 +122,7 @@ class Training:
         steps, first = train.steps_per_epoch(), self.checkpoint.step
         if first:
             tally.load(self.checkpoint.place)
-        images, rate, timer = 0, 0.0, _Timer(self.checkpoint)
+        images, rate, timer = 0, 0.0, EpochTimer(self.checkpoint)
         for step, (pixels, labels) in enumerate(train.training(epoch, first), start=first):
             if step == first > 0:  # not before: an epoch draws numbers where it begins
                 restore_random(self.checkpoint.place, self.device)
@@ -196,20 +195,6 @@ class Training:
         self.checkpoint.model = self.model.state_dict()
         self.checkpoint.optimizer = optimizer_tensors(self.model, self.optimizer)
         self.checkpoint.average = self.average.state if self.average else {}
-
-
-class _Timer:
-    """Adds the time since it was made, or since the last stop, to what the training took."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.began, self.last = checkpoint, time.monotonic(), time.monotonic()
-
-    def stop(self) -> float:
-        """Give the seconds since it was made."""
-        now = time.monotonic()
-        self.checkpoint.seconds += now - self.last
-        self.last = now
-        return now - self.began
 
 
 def _compiled(model: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -80,9 +80,15 @@ class TrainingBatches:
             seed=self.recipe.seed,
             epoch=epoch,
         )
+        if not batches:
+            raise TrainerError(
+                f"data.train: has {len(self.split)} pictures, which are no batch for {world_size()} processes; "
+                "start fewer processes, or give more pictures"
+            )
+        return batches
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield this process's part of each batch."""
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield this process's part of each batch, from a step on."""
         first, asked = 0, []
         for rows in self.rows(epoch):
             places = torch.arange(first, first + len(rows))
@@ -90,7 +96,7 @@ class TrainingBatches:
             first += len(rows)
         loader = DataLoader(
             _Samples(self.split, self.recipe, epoch),
-            batch_sampler=asked,
+            batch_sampler=asked[first_step:],
             num_workers=min(self.recipe.data.num_workers, usable_cores()),
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",

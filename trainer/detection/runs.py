@@ -58,7 +58,10 @@ def _train(
     try:
         training.run(folder)
     except KeyboardInterrupt:
-        console.print(f"stopped after {training.checkpoint.epoch} whole epochs; go on with --resume", soft_wrap=True)
+        steps = f" and {training.checkpoint.step} steps" if training.checkpoint.step else ""
+        console.print(
+            f"stopped after {training.checkpoint.epoch} whole epochs{steps}; go on with --resume", soft_wrap=True
+        )
         raise
     if not leave_processes():
         return  # the first process does the rest alone
@@ -113,11 +116,12 @@ def _announce(
     checkpoint: Checkpoint[DetectionRecipe], splits: DetectionSplits, device: torch.device, folder: Path
 ) -> None:
     recipe, groups = checkpoint.recipe, splits.shot_groups
+    steps = f" and {checkpoint.step} steps" if checkpoint.step else ""
     classes = ", ".join(f"{groups.count(group)} {group}-shot" for group in dict.fromkeys(groups))
     console.print(
         f"{recipe.name}: {len(splits.train)} training pictures of {len(groups)} classes ({classes}), seed "
         f"{recipe.seed}, {device.type}, {checkpoint.versions['precision']}; {checkpoint.epoch} of "
-        f"{recipe.schedule.epochs} epochs done, into {folder}",
+        f"{recipe.schedule.epochs} epochs{steps} done, into {folder}",
         soft_wrap=True,
     )
 

@@ -1,12 +1,12 @@
 """The loop that trains a detector: a recipe becomes a checkpoint. Knows neither files of pictures nor bundles."""
 
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import Checkpoint, EpochRecord, optimizer_tensors, restore_optimizer
+from trainer.checkpoint import Checkpoint, EpochRecord, optimizer_tensors, restore_optimizer, save_checkpoint
+from trainer.data import mixed_seed
 from trainer.detection.batches import TrainingBatches
 from trainer.detection.checkpoints import detection_checkpoint
 from trainer.detection.data import DetectionSplits
@@ -14,6 +14,7 @@ from trainer.detection.network import CascadeMaskRCNN
 from trainer.detection.recipe import DetectionRecipe
 from trainer.detection.types import Batch
 from trainer.distributed import (
+    is_first,
     refuse_disagreement,
     share_batch_statistics,
     share_of_loss,
@@ -21,10 +22,11 @@ from trainer.distributed import (
     summed,
     world_size,
 )
+from trainer.epoch import EpochTally, EpochTimer
 from trainer.optimizer import create_optimizer, set_rate
 from trainer.schedule import learning_rate, momentum_decay
 from trainer.train import computes_bf16
-from trainer.training_run import refuse_other_run, run_epochs, versions_of
+from trainer.training_run import refuse_divergence, refuse_other_run, run_epochs, versions_of
 
 
 class DetectorTraining:
@@ -71,39 +73,58 @@ class DetectorTraining:
         restore_optimizer(self.model, self.optimizer, saved.optimizer)
         self.checkpoint = saved
         refuse_disagreement("finished epochs", saved.epoch, self.device)
+        refuse_disagreement("finished steps", saved.step, self.device)
 
     def run(self, folder: Path) -> None:
-        """Train the epochs that are left, with a checkpoint after each."""
-        run_epochs(self.checkpoint, folder, self._epoch, self._keep)
+        """Train the epochs that are left, with a checkpoint after each, and within them as the recipe says."""
+        run_epochs(self.checkpoint, folder, lambda epoch: self._epoch(epoch, folder), self._keep)
 
     def _keep(self) -> None:
         self.checkpoint.model = self.model.state_dict()
         self.checkpoint.optimizer = optimizer_tensors(self.model, self.optimizer)
 
-    def _epoch(self, epoch: int) -> EpochRecord:
+    def _epoch(self, epoch: int, folder: Path | None = None) -> EpochRecord:
         self.model.train()
-        # The network draws anchors and regions; drawn from here, a resumed epoch is like an unbroken one.
-        torch.manual_seed(self.recipe.seed + 1 + epoch)
-        started, steps = time.monotonic(), len(self._batches.rows(epoch))
-        parts: list[dict[str, Tensor]] = []
+        tally, timer = EpochTally(None, self.device), EpochTimer(self.checkpoint)
+        steps, first = len(self._batches.rows(epoch)), self.checkpoint.step
+        if first:
+            tally.load(self.checkpoint.place)
+        names: list[str] = []
         rate, pictures = 0.0, 0
-        for step, batch in enumerate(self._batches.epoch(epoch)):
+        for step, batch in enumerate(self._batches.epoch(epoch, first), start=first):
+            # The network draws anchors and regions; drawn from here, a step is the same wherever the run began again.
+            torch.manual_seed(mixed_seed(self.recipe.seed, epoch, step))
             rate = learning_rate(self.recipe.optimizer, self.recipe.schedule, epoch + step / steps)
-            parts.append(self._step(batch, rate))
+            losses = self._step(batch, rate)
+            names = sorted(losses)
+            tally.add(torch.stack([losses[name] for name in names]))
             pictures += len(batch.pixels)
-        names = sorted(parts[0])
-        losses = summed(torch.stack([torch.stack([part[name] for name in names]) for part in parts])) / world_size()
+            if folder and self._is_due(step + 1) and step + 1 < steps:
+                timer.stop()
+                self._save_place(step + 1, tally, folder)
+        parts = tally.state()["losses"]
         images = float(summed(torch.tensor(float(pictures), device=self.device)))
-        seconds = time.monotonic() - started
-        self.checkpoint.seconds += seconds
         return EpochRecord(
             epoch=epoch,
-            losses=losses.sum(dim=1).tolist(),
+            losses=parts.sum(dim=1).tolist(),
             learning_rate=rate,
             train_accuracy=None,
-            images_per_second=images / seconds,
-            loss_parts=dict(zip(names, losses.mean(dim=0).tolist(), strict=True)),
+            images_per_second=images / timer.stop(),
+            loss_parts=dict(zip(names, parts.mean(dim=0).tolist(), strict=True)),
         )
+
+    def _is_due(self, step: int) -> bool:
+        every = self.recipe.checkpoint_steps
+        return every > 0 and step % every == 0
+
+    def _save_place(self, step: int, tally: EpochTally, folder: Path) -> None:
+        """Save a checkpoint within an epoch; what the rest of it draws depends on its steps' numbers alone."""
+        state = tally.state()
+        refuse_divergence(self.checkpoint.epoch, state["losses"].sum(dim=1).tolist(), self.recipe)
+        self.checkpoint.step, self.checkpoint.place = step, state
+        self._keep()
+        if is_first():
+            save_checkpoint(self.checkpoint, folder)
 
     def _step(self, batch: Batch, rate: float) -> dict[str, Tensor]:
         """Take a step and return the parts of the loss.
@@ -113,8 +134,9 @@ class DetectorTraining:
         set_rate(self.optimizer, rate)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             losses, features = self._compute(batch)
+        share = share_of_loss(len(batch.pixels), self.device) if world_size() > 1 else 1.0
+        losses = {name: loss * share for name, loss in losses.items()}
         loss = torch.stack(list(losses.values())).sum()
-        loss = loss * share_of_loss(len(batch.pixels), self.device) if world_size() > 1 else loss
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if self.recipe.gradient_norm is not None:

@@ -21,6 +21,7 @@ from trainer.detection.evaluate import evaluate_detector
 from trainer.detection.export import export_detector
 from trainer.detection.runs import evaluate_detector_run, restore_detector, train_detector
 from trainer.detection.training import DetectorTraining
+from trainer.detection.types import Batch
 from trainer.errors import TrainerError
 
 CPU = torch.device("cpu")
@@ -80,25 +81,27 @@ def test_directions_move_and_stay_finite(run: Path) -> None:
     assert all(one.isfinite().all() and one.any() for one in directions)
 
 
-def test_a_resumed_run_is_like_an_unbroken_one(run: Path, pictures: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(pictures)
+@pytest.mark.parametrize("steps", [2, 3])
+def test_a_resumed_run_is_like_an_unbroken_one(run: Path, pictures: Path, tmp_path: Path, steps: int) -> None:
+    recipe = tiny_recipe(pictures, "checkpoint_steps=1")
     training = DetectorTraining(recipe, load_detection_splits(recipe.data), CPU)
-    unbroken = detection_checkpoint(run)
+    own_step, left = training._step, iter(range(steps))
 
-    def stop_after_the_first(epoch: int) -> Any:
-        if epoch == 1:
+    def stop_in_time(batch: Batch, rate: float) -> dict[str, torch.Tensor]:
+        if next(left, None) is None:
             raise KeyboardInterrupt
-        return own_epoch(epoch)
+        return own_step(batch, rate)
 
-    own_epoch = training._epoch
-    training._epoch = stop_after_the_first  # type: ignore[method-assign]
+    training._step = stop_in_time  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         training.run(tmp_path)
-    assert detection_checkpoint(tmp_path).epoch == 1
+    stopped = detection_checkpoint(tmp_path)
+    assert (stopped.epoch, stopped.step) == divmod(steps, 2)
     torch.manual_seed(12345)
     train_detector(recipe, tmp_path, device_name="cpu", resume=True)
-    resumed = detection_checkpoint(tmp_path)
+    resumed, unbroken = detection_checkpoint(tmp_path), detection_checkpoint(run)
     assert [record.losses for record in resumed.history] == [record.losses for record in unbroken.history]
+    assert [record.loss_parts for record in resumed.history] == [record.loss_parts for record in unbroken.history]
     assert all(torch.equal(resumed.model[name], value) for name, value in unbroken.model.items())
     assert report_of(tmp_path)["curve"] == report_of(run)["curve"]
 
