@@ -19,6 +19,7 @@ A detector's (one picture per run; M detections at most, masks of m x m; the man
              falling; labels int64 [1, M]; masks float32 [1, M, m, m], probabilities within the box; count int64 [1]:
              from there on rows are zero, and labels -1
     Background-exempted TDE (Eq. 9) at alpha, averaged over the stages, and the suppression of doubles are in the graph.
+    What pixels of a picture a mask covers, `mask_runs` says to both sides.
 """
 
 import json
@@ -61,6 +62,7 @@ from service.manifest import (
     content_version,
     shot_group_of,
 )
+from service.masks import mask_runs, pack_counts
 from service.parity import PARITY_TOLERANCE, Parity
 from service.temperature import Calibration, knob_terms
 
@@ -95,6 +97,8 @@ __all__ = [
     "TdeSpec",
     "area_at_half_energy",
     "knob_terms",
+    "mask_runs",
+    "pack_counts",
     "read_bundle",
     "shot_group_of",
     "write_bundle",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from service.masks import mask_runs, pack_counts
+from service.bundle import mask_runs, pack_counts
 from trainer.detection.batches import EvaluationPictures, Scaled
 from trainer.detection.data import DetectionSplit
 from trainer.detection.masks import Rle
