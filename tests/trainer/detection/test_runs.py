@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from service.bundle import Bundle, read_bundle
+from tests.end_to_end.background_exemption import exemption
 from tests.trainer.detection.annotated import document, tiny_recipe, write
 from trainer.checkpoint import load_checkpoint, save_checkpoint, task_of
 from trainer.curves import draw_run
@@ -142,6 +143,15 @@ def test_the_report_says_what_detections_one_alpha_at_a_time_give(run: Path) -> 
             assert np.allclose(found.scores, alone.scores.numpy(), atol=1e-6)
             assert found.labels.tolist() == alone.labels.tolist()
     assert evaluate_detector(checkpoint, model, split, [], CPU)["curve"] == report_of(run)["curve"]
+
+
+def test_alpha_moves_nothing_from_or_to_the_background_of_a_trained_runs_proposals(run: Path) -> None:
+    found = exemption(run, data=None, split="train", alphas=[0.0, 1.5, 3.0], pictures=2)
+    assert found.holds()
+    assert found.proposals > 50
+    assert found.moved > 1e-3
+    plain = exemption(run, data=None, split="train", alphas=[0.0])
+    assert (plain.background, plain.moved) == (pytest.approx(0, abs=1e-7), 0)
 
 
 def test_an_unfinished_detector_and_the_wrong_task_are_refused(run: Path, tmp_path: Path) -> None:
