@@ -3,6 +3,8 @@
 It knows nothing of how anything is measured.
 """
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter
 
 from service.live_gauge import LiveGauge
@@ -40,6 +42,12 @@ class ClientInstruments:
         self.predictions = LoopCounter(
             "evenkeel_client_predictions_total",
             "Predictions by client and by the winner's shot group.",
+            ["client", "shot_group"],
+            registry,
+        )
+        self.detections = LoopCounter(
+            "evenkeel_client_detections_total",
+            "Detections answered, by client and by shot group.",
             ["client", "shot_group"],
             registry,
         )
@@ -94,6 +102,7 @@ class ClientInstruments:
         """Remove the series of a client that has no label of its own any more."""
         for each in (
             self.predictions,
+            self.detections,
             self.flips,
             self.near_breakpoint,
             self.alpha,
@@ -110,10 +119,20 @@ class ClientInstruments:
 class ClientCounts:
     """The series of one client, looked up once."""
 
-    __slots__ = ("_alpha", "_cosine", "_feedback", "_flips", "_near_breakpoint", "_predictions", "_prior_strength")
+    __slots__ = (
+        "_alpha",
+        "_cosine",
+        "_detections",
+        "_feedback",
+        "_flips",
+        "_near_breakpoint",
+        "_predictions",
+        "_prior_strength",
+    )
 
     def __init__(self, instruments: ClientInstruments, label: str, cosine: MovingMean) -> None:
         self._predictions = {group: instruments.predictions.labels(label, group) for group in SHOT_GROUPS}
+        self._detections = {group: instruments.detections.labels(label, group) for group in SHOT_GROUPS}
         self._flips = {
             (group, other): instruments.flips.labels(label, group, other)
             for group in SHOT_GROUPS
@@ -150,9 +169,11 @@ class ClientCounts:
         if near_breakpoint:
             self._near_breakpoint.inc()
 
-    def observe_alpha(self, alpha: float) -> None:
-        """Count the alpha of one picture of a detector, which has no winner."""
+    def observe_detections(self, *, alpha: float, groups: Iterable[ShotGroup]) -> None:
+        """Count one picture of a detector, which has no winner, and its detections by their shot groups."""
         self._alpha.observe(alpha)
+        for group in groups:
+            self._detections[group].inc()
 
     def observe_label(self, group: ShotGroup, *, right: bool) -> None:
         """Count one label."""

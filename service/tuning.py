@@ -57,7 +57,9 @@ def study(
     version = predictions.newest_labelled_model(name)
     manifest = None if version is None else predictions.model(version)
     if version is None or manifest is None:
-        return Study(name, None, None, 0, None, "none of its predictions has a label yet")
+        return Study(
+            name, None, None, 0, None, "none of its predictions has a label yet; a detector's answers take none"
+        )
     terms = fit(policy, manifest, max_prior_strength)
     kept = predictions.labelled(name, model=version, target=terms.target_version, limit=MOST_LABELS)
     strongest = min([terms.max_prior_strength, *(each.max_prior_strength for each in kept)])

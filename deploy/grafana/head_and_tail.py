@@ -100,11 +100,14 @@ _ANSWERS = (
     ),
     Panel(
         "Detections by shot group",
-        {"{{shot_group}}": rate("evenkeel_detections_total", "", "shot_group")},
+        {
+            "{{shot_group}}": rate("evenkeel_client_detections_total", WHOSE, "shot_group"),
+            "all": rate("evenkeel_detections_total", ""),
+        },
         unit="ops",
-        stacked=True,
-        description="Of a detector, over all clients: objects answered, by the shot group of their class. A detector "
-        "has no winners, and the panels of answers stay empty.",
+        dashed="all",
+        description="Of a detector, over the clients that are chosen: objects answered, by the shot group of their "
+        "class; and all, over all clients. A detector has no winners, and the panels of answers stay empty.",
         width=6,
     ),
 )

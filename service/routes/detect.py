@@ -75,7 +75,7 @@ def _observe(query: DetectionQuery, outcomes: list[Detections], service: Service
     for image, found in zip(query.images, outcomes, strict=True):
         groups = [service.answers.reference(label)["shot_group"] for label in found.labels.tolist()]
         service.metrics.observe_detections(alpha=image.alpha, groups=groups)
-        caller.counts.observe_alpha(image.alpha)
+        caller.counts.observe_detections(alpha=image.alpha, groups=groups)
 
 
 def _written(query: DetectionQuery, pictures: list[Sized], outcomes: list[Detections], writer: AnswerWriter) -> bytes:

@@ -22,6 +22,7 @@ router = APIRouter(route_class=PlainRoute)
 MOST_LABELS = 1000
 
 _ITEM = TypeAdapter(FeedbackItem)
+_OF_A_DETECTOR = " The model that is served is a detector, whose answers take no feedback."
 
 _DESCRIPTION = f"""\
 Send one object or a list of up to {MOST_LABELS}. `label` is the class by name or by index; a later label of the same
@@ -68,13 +69,14 @@ async def feedback(request: Request) -> Response:
     labels, malformed = _read(await read_body(request, service.settings))
     positions = list(labels)
     receipt = await service.keeping.feedback.accept(list(labels.values()), client)
+    hint = _OF_A_DETECTOR if service.model.manifest.task == "detection" else ""
     refused = malformed + [
         {
             "position": positions[each.position],
             "prediction_id": each.label.prediction,
             "label": each.label.label,
             "code": each.code,
-            "message": each.message,
+            "message": each.message + hint * (each.code == "unknown_prediction"),
         }
         for each in receipt.refused
     ]

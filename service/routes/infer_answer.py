@@ -45,9 +45,9 @@ async def answer(query: InferQuery, rows: list[AnyOutcome], service: Service, ca
 def _observe_detections(query: InferQuery, rows: list[Outputs], service: Service, caller: Caller) -> None:
     groups = [info.shot_group for info in service.model.manifest.classes]
     for knobs, row in zip(query.knobs, rows, strict=True):
-        found = row["labels"][: int(row["count"])].tolist()
-        service.metrics.observe_detections(alpha=knobs.alpha, groups=[groups[label] for label in found])
-        caller.counts.observe_alpha(knobs.alpha)
+        found = [groups[label] for label in row["labels"][: int(row["count"])].tolist()]
+        service.metrics.observe_detections(alpha=knobs.alpha, groups=found)
+        caller.counts.observe_detections(alpha=knobs.alpha, groups=found)
 
 
 def _stacked(query: InferQuery, rows: list[Outputs]) -> dict[str, Values]:

@@ -102,7 +102,9 @@ class RequestRules(ABC, Generic[Query]):
         for name, text in pairs:
             if name not in self.names:
                 raise InvalidParameter(
-                    f"The {where} takes no parameter called {name}.",
+                    f"{name} is for another task than the model's: see `task` in GET /model."
+                    if name in Options.__slots__
+                    else f"The {where} takes no parameter called {name}.",
                     field=name,
                     value=text,
                     remedy=f"Use {', '.join(self.names)}, or leave it out.",

@@ -198,13 +198,20 @@ def test_json_agrees_with_raw_and_takes_an_alpha_for_each_picture(client: TestCl
         ("?score_threshold=low", "score_threshold"),
         ("?top_k=0", "top_k"),
         ("?top_k=6", "top_k"),
+        ("?top_k=1000000000", "top_k"),
+        ("?score_threshold=nan", "score_threshold"),
+        ("?score_threshold=1e999", "score_threshold"),
         ("?masks=maybe", "masks"),
         ("?masks=true&masks=true", "masks"),
         ("?alpha=3.5", "alpha"),
     ],
 )
 def test_what_a_detector_does_not_take_is_refused_by_name(client: TestClient, query: str, field: str) -> None:
-    assert error(post(client, query), 422, "invalid_parameter")["field"] == field
+    refused = error(post(client, query), 422, "invalid_parameter")
+    assert refused["field"] == field
+    if field in {"prior_strength", "breakpoints", "lines", "explain"}:
+        assert refused["message"].startswith(f"{field} is for another task than the model's")
+        assert "score_threshold" in refused["remedy"]
 
 
 @pytest.mark.parametrize(
@@ -280,7 +287,21 @@ def test_a_client_has_its_alpha_and_its_bounds(make_client: Callable[..., TestCl
     content = answer(post(client, **key))
     assert (content["alpha"], content["alpha_source"]) == (0.5, "client")
     assert error(post(client, "?alpha=2", **key), 422, "invalid_parameter")["field"] == "alpha"
-    assert 'evenkeel_client_alpha_count{client="shop"} 1.0' in client.get("/metrics").text
+    metrics = client.get("/metrics").text
+    assert 'evenkeel_client_alpha_count{client="shop"} 1.0' in metrics
+    for group in ("many", "medium", "few"):
+        count = sum(each["shot_group"] == group for each in content["detections"])
+        assert f'evenkeel_client_detections_total{{client="shop",shot_group="{group}"}} {count}.0' in metrics
+    assert 'evenkeel_client_detections_total{client="anonymous",shot_group="many"} 0.0' in metrics
+
+
+def test_feedback_and_tuning_say_that_a_detectors_answers_take_none(client: TestClient) -> None:
+    label = {"prediction_id": "019f2b77c1d04be01f33a2c9d5", "label": "person"}
+    (refused,) = client.post("/feedback", json=[label]).json()["refused"]
+    assert refused["code"] == "unknown_prediction"
+    assert refused["message"].endswith("is a detector, whose answers take no feedback.")
+    client.post("/clients", json={"name": "shop"}, headers=ADMIN)
+    assert "a detector's answers take none" in client.get("/clients/shop/tradeoff", headers=ADMIN).json()["keep"]
 
 
 @pytest.mark.parametrize(
