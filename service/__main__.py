@@ -24,7 +24,7 @@ from service.app import create_app
 from service.bundle import BundleError, read_bundle
 from service.connections import Connection
 from service.front_door import FrontDoor
-from service.listening import CannotListen, bind, is_open_to_others, listen
+from service.listening import CannotListen, bind, is_open_to_others, listen, ready_for_crowds
 from service.loading import load_bundle
 from service.memory import return_large_blocks
 from service.reload import Reloader
@@ -123,7 +123,7 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say where, as uvicorn does for sockets of its own only."""
         self._service.batcher.callers = lambda: len(self.server_state.tasks)
-        await super().startup(sockets)
+        await super().startup(sockets and ready_for_crowds(sockets))
         if self.started and sockets:
             self._log_started_message(sockets)
 

@@ -10,6 +10,8 @@ import sys
 from ipaddress import ip_address
 from typing import Any
 
+_AT_ONCE = 16
+
 
 class CannotListen(Exception):  # noqa: N818 - as all domain errors here
     """The address cannot be listened on: says which, why, and the remedy."""
@@ -70,6 +72,15 @@ def listen(sockets: list[socket.socket], host: str, port: int) -> None:
             bound.listen()
     except OSError as error:
         raise CannotListen(host, port, error) from error
+
+
+def ready_for_crowds(sockets: list[socket.socket]) -> list[socket.socket]:
+    """Return each socket and duplicates of it: a server that listens on all accepts so many clients at once.
+
+    uvloop accepts one client for each socket and turn of its loop. A turn takes as long as a batch, so that the last of
+    256 who come together would be let in after two seconds; those who have one keep being answered meanwhile.
+    """
+    return [each for bound in sockets for each in (bound, *(bound.dup() for _ in range(_AT_ONCE - 1)))]
 
 
 def is_open_to_others(sockets: list[socket.socket]) -> bool:
