@@ -10,9 +10,10 @@ import { drawScene, fitStage } from './scene.js';
 import { html, mark } from './svg.js';
 
 const LOWEST = 0.01;
+const SURE = 0.3; // to begin with, what scores as much is always shown
 const SETTLED = 180; // milliseconds without a move of the slider
 const $ = (id) => document.getElementById(id);
-const state = { model: null, terms: null, evaluation: null, answer: null, picture: null, alpha: 0, threshold: 0.3, chosen: null };
+const state = { model: null, terms: null, evaluation: null, answer: null, picture: null, alpha: 0, threshold: SURE, chosen: null };
 let underWay = new AbortController();
 let settling = 0;
 
@@ -24,7 +25,10 @@ async function start() {
   $('model-line').textContent = `${model.name} · detects ${classes} · ${model.provider}, ${model.precision}`;
   prepareAlpha({ change: setAlpha, reset: () => setAlpha(state.terms.alpha.default) });
   useTerms({ alpha: model.alpha });
-  $('threshold').addEventListener('input', () => setThreshold(Number($('threshold').value)));
+  $('threshold').addEventListener('input', () => {
+    state.thresholdIsTheirs = true;
+    setThreshold(Number($('threshold').value));
+  });
   ['show-masks', 'show-boxes'].forEach((id) => $(id).addEventListener('change', draw));
   $('preview').addEventListener('load', () => fitStage($('preview').naturalWidth, $('preview').naturalHeight));
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
@@ -59,7 +63,7 @@ function takeSample(sample, number) {
 function take(blob, picture) {
   showPicture(blob, picture);
   pressSample(picture.number ?? null);
-  Object.assign(state, { blob, picture, answer: null, chosen: null });
+  Object.assign(state, { blob, picture, answer: null, chosen: null, isNew: true });
   draw();
   return ask();
 }
@@ -76,6 +80,8 @@ function ask() {
     try {
       state.answer = await detect(state.blob, { alpha: state.alpha, score_threshold: LOWEST }, signal);
       state.chosen = null;
+      if (state.isNew && !state.thresholdIsTheirs) setThreshold(startFor(state.answer));
+      state.isNew = false;
       showProblem(null);
       $('key-form').hidden = true;
     } catch (error) {
@@ -113,6 +119,11 @@ function setAlpha(alpha) {
   showKnobs();
   clearTimeout(settling);
   settling = setTimeout(ask, SETTLED);
+}
+
+/** Half the best score where the model is not sure of anything, so that a new picture shows what there is. */
+function startFor({ detections: [best] }) {
+  return best ? Math.max(LOWEST, Math.min(SURE, Math.floor(50 * best.score) / 100)) : SURE;
 }
 
 function setThreshold(threshold) {

@@ -137,6 +137,19 @@ def test_the_lowest_score_leaves_out_without_asking(page: Page, url: str, photo:
     assert questions == []
 
 
+def test_the_lowest_score_begins_below_the_best_of_each_picture_until_it_is_moved(page: Page, tmp_path: Path) -> None:
+    for red, start in ((60, "0.09"), (255, "0.30"), (30, "0.04")):
+        file = tmp_path / f"{red}.png"
+        Image.new("RGB", (90, 60), (red, 0, 0)).save(file)
+        choose(page, file)
+        expect(page.locator("#threshold-value")).to_have_text(start)
+        expect(page.locator("#boxes g")).not_to_have_count(0)
+    page.locator("#threshold").focus()
+    page.keyboard.press("ArrowRight")
+    choose(page, tmp_path / "60.png")
+    expect(page.locator("#threshold-value")).to_have_text("0.05")
+
+
 def test_boxes_and_masks_lie_where_the_service_says(page: Page, url: str, photo: Path) -> None:
     choose(page, photo)
     best = asked(url, photo, alpha=1)[0]
