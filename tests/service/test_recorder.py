@@ -33,8 +33,8 @@ def frequent(name: str) -> ClientPolicy:
     return ClientPolicy(target_distribution=shares | {name: 100.0})
 
 
-def make_recorder(store: Store, metrics: Metrics, *, rate: float) -> Recorder:
-    return Recorder(store, metrics, share=1.0, rate=rate, max_waiting=100_000, max_prior_strength=4.0)  # type: ignore[arg-type]
+def make_recorder(store: Store, metrics: Metrics, *, rate: float, share: float = 1.0) -> Recorder:
+    return Recorder(store, metrics, share=share, rate=rate, max_waiting=100_000, max_prior_strength=4.0)  # type: ignore[arg-type]
 
 
 def test_ten_thousand_at_once_are_kept_and_of_what_follows_no_more_than_the_rate() -> None:
@@ -53,6 +53,16 @@ def test_below_the_rate_every_prediction_is_kept() -> None:
     note(recorder, 12_000)
     recorder.flush()
     assert len(store.rows) == 12_000
+
+
+def test_of_a_share_so_many_are_kept_and_the_others_have_an_identifier_too() -> None:
+    store = Store()
+    recorder = make_recorder(store, Metrics(), rate=1e9, share=0.25)
+    identifiers = note(recorder, 4_000)
+    recorder.flush()
+    assert len(set(identifiers)) == 4_000
+    assert {row.id for row in store.rows} < set(identifiers)
+    assert abs(len(store.rows) - 1_000) < 220  # eight standard deviations
 
 
 def test_of_clients_in_turn_each_prediction_is_kept_by_its_own_target() -> None:
