@@ -4,13 +4,14 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import report
 from tests.benchmarks.result import Figure, at_least, at_most
-from tests.benchmarks.rounds import median_ratio, take_turns
+from tests.benchmarks.rounds import median_ratio, median_within, take_turns
 
 FIGURES = [
     Figure("Tiny model", "throughput, evenkeel / FastAPI", 2.5, goal=at_least(2), note="from [a] to [b]"),
@@ -52,6 +53,15 @@ def test_ratios_are_taken_within_a_round() -> None:
     found = take_turns({"a": lambda: turns.append("a") or 2.0, "b": lambda: turns.append("b") or 1.0}, 3)
     assert turns == ["a", "b"] * 3
     assert median_ratio(found["a"], found["b"]) == 2.0
+
+
+def test_a_median_lies_within_what_is_said_of_it_about_as_often() -> None:
+    draw, held = np.random.default_rng(0), 0
+    for _ in range(40):
+        low, high = median_within(draw.normal(0.98, 0.05, 100).tolist())
+        assert 0.005 < high - low < 0.05
+        held += low < 0.98 < high
+    assert held > 34
 
 
 def test_every_part_has_a_title_and_says_what_it_measures() -> None:

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
+
 Found = TypeVar("Found")
 
 
@@ -24,3 +26,14 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     """
     pairs = zip(numerators, denominators, strict=True)
     return statistics.median(one / other if other else float("inf") for one, other in pairs)
+
+
+def median_within(values: Sequence[float], sure: float = 0.95) -> tuple[float, float]:
+    """Return between what the median lies with this probability, by the bootstrap.
+
+    >>> median_within([1.0, 1.0, 1.0])
+    (1.0, 1.0)
+    """
+    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [(1 - sure) / 2, (1 + sure) / 2]).tolist()
+    return low, high

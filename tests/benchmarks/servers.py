@@ -64,7 +64,9 @@ def running(
 
 
 @contextmanager
-def evenkeel(bundle: Path, folder: Path, *, threads: int | None = None, **settings: str | float) -> Iterator[Server]:
+def evenkeel(
+    bundle: Path, folder: Path, *, threads: int | None = None, program: str = "service", **settings: str | float
+) -> Iterator[Server]:
     """Serve a bundle with everything on: metrics, limits, envelopes, the recorder on a database of its own."""
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,7 @@ def evenkeel(bundle: Path, folder: Path, *, threads: int | None = None, **settin
         old.unlink()
     environment = {f"EVENKEEL_{name.upper()}": str(value) for name, value in settings.items()}
     environment["EVENKEEL_DATABASE_URL"] = f"sqlite:///{folder / 'state.sqlite'}"
-    command = [sys.executable, "-m", "service", "serve", str(bundle), "--port", str(port), "--provider", "cpu"]
+    command = [sys.executable, "-m", program, "serve", str(bundle), "--port", str(port), "--provider", "cpu"]
     command += ["--threads", str(threads)] if threads else []
     with running(command, folder=folder, ready="/readyz", environment=environment, port=port) as server:
         yield server
