@@ -326,7 +326,10 @@ def _stopped_first() -> ShuttingDown:
 
 
 def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("The answer did not come within the time allowed.", remedy="Try again when it is calmer.")
+    return DeadlineExceeded(
+        "The answer did not come within the time allowed.",
+        remedy="Try again when it is calmer, or with fewer images in a request.",
+    )
 
 
 class Admission(Generic[Item, Result]):

@@ -98,7 +98,7 @@ def pack_counts(counts: Counts) -> str:
 
 def _steps(masks: NDArray[np.float32], boxes: Floats, threshold: float) -> Counts:
     """Return how many steps each mask takes at most, [n]."""
-    columns = (boxes[:, 2] - boxes[:, 0]) / masks.shape[-1] + 1
+    columns = (boxes[:, 2] - boxes[:, 0]).clip(0) / masks.shape[-1] + 1
     steps: Counts = _mixed(_padded(masks), threshold).sum(axis=(1, 2)) * columns.astype(np.int64)
     return steps
 

@@ -77,6 +77,7 @@ def test_masks_taken_together_are_those_of_drawing_each(width: int, height: int)
         x, y = (np.sort(generator.uniform(-2, most + 2, (len(masks), 2))).clip(0, most) for most in (width, height))
         boxes = np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
         boxes[0], boxes[1, 2] = (0, 0, width, height), boxes[1, 0]  # all of it, and nothing
+        boxes[2, [0, 2]] = boxes[2, [2, 0]]  # which no detector should give, is nothing too
         packed = pack_masks(masks, boxes, width=width, height=height, threshold=0.5)
         assert most_steps(masks, boxes, 0.5) >= sum(map(len, alone(masks, boxes, width, height))) - len(masks)
         for mask, box, counts in zip(masks, boxes.tolist(), packed, strict=True):

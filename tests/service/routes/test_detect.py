@@ -19,6 +19,7 @@ from service.detection_schemas import DetectResponse
 from service.exhibits import Exhibits, PrecisionOverAlpha, Sample
 from service.inference_schemas import InferResponse, ModelMetadataResponse
 from service.reload import Loaded
+from service.routes import detect, infer_answer
 from service.schemas import EvaluationResponse, ModelResponse, SamplesResponse, TermsResponse
 from service.settings import Settings
 from service.tensors import split_message
@@ -273,6 +274,25 @@ def test_no_run_is_on_the_event_loop_however_fast(client: TestClient, detector: 
     for _ in range(60):
         post(client, "?masks=false")
     assert all(name.startswith("inference") for name in detector.threads)
+
+
+def test_no_answer_is_written_on_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def noting(write: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            threads.append(threading.current_thread())
+            return write(*arguments)
+
+        return noted
+
+    for module in (detect, infer_answer):
+        monkeypatch.setattr(module, "_written", noting(module._written))
+    assert answer(post(client))["detections"]
+    assert client.post(INFER, json=message()).status_code == 200
+    assert client.portal is not None
+    assert len(threads) == 2
+    assert client.portal.call(threading.current_thread) not in threads
 
 
 def test_a_client_has_its_alpha_and_its_bounds(make_client: Callable[..., TestClient]) -> None:
