@@ -54,7 +54,7 @@ def _train(
         training.resume(folder)
     write_recipe(recipe, folder)
     _announce(training.checkpoint, splits, device, folder)
-    samples = _samples(splits.train, recipe)  # a broken picture shows here, before hours of training
+    samples = _samples(splits.train, recipe)
     try:
         training.run(folder)
     except KeyboardInterrupt:
