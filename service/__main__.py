@@ -21,12 +21,13 @@ from pydantic import ValidationError
 
 from service import commands
 from service.app import create_app
+from service.background import Background
 from service.bundle import BundleError, read_bundle
 from service.connections import Connection
 from service.front_door import FrontDoor
 from service.listening import CannotListen, bind, is_open_to_others, listen, ready_for_crowds
 from service.loading import load_bundle
-from service.memory import return_large_blocks
+from service.memory import return_large_blocks, return_what_is_free
 from service.reload import Reloader
 from service.routes.context import Service
 from service.session import ProviderUnavailable
@@ -39,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 _TICKS_A_SECOND = 10
 """How often the server calls `on_tick`."""
+
+_TIDY = 10.0
+"""Seconds between looks for memory that is free."""
 
 _OPEN = (
     "other machines can reach this port, and whoever does may ask for predictions: set EVENKEEL_AUTHENTICATION=on, "
@@ -174,6 +178,7 @@ def _run(app: FrontDoor, settings: Settings, sockets: list[socket.socket]) -> No
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, server.handle_hangup)
     _have_garbage_looked_for_seldom()
+    Background("returning memory", _TIDY, return_what_is_free).start()
     server.run(sockets)
 
 

@@ -1,10 +1,13 @@
-"""Has large blocks of memory go back to the system as soon as they are free.
+"""Has memory that is free go back to the system: large blocks at once, what lies between others now and then.
 
 glibc learns from the first large picture to keep blocks of its size for later: after a few pictures of 30 million
 pixels several hundred megabytes stay resident for ever. Above 4 MiB a block is mapped by itself instead; smaller ones,
-such as photographs of usual sizes need, are kept as ever. It knows nothing of pictures.
+such as photographs of usual sizes need, are kept as ever.
 
-Source: mallopt(3).
+And it gives back only what is free at the end of its memory, of which each thread has its own: whatever was once needed
+for a moment stays. A look through all of it takes a few milliseconds. It knows nothing of pictures.
+
+Source: mallopt(3), malloc_trim(3).
 """
 
 import ctypes
@@ -18,3 +21,10 @@ def return_large_blocks() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, 4 * 2**20) and mallopt(_TRIM_THRESHOLD, 16 * 2**20))
+
+
+def return_what_is_free() -> None:
+    """Look through the memory for pages that are free, and return them; does nothing where the C library cannot."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

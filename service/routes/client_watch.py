@@ -30,3 +30,4 @@ class ClientWatch:
         """Stop asking: the answer is there."""
         if self._task is not None:
             self._task.cancel()
+            self._task = None  # it knows this watch, and neither would go before garbage is looked for

@@ -38,7 +38,11 @@ def documented(*statuses: int, model: type[ErrorResponse] = ErrorResponse) -> di
 
 
 def failure(error: ServiceError, request: Request) -> Response:
-    """Return the answer to an error."""
+    """Return the answer to an error.
+
+    What the error came through, with the request and its pictures, goes now and not when garbage is looked for.
+    """
+    error.__traceback__ = None
     service_of(request).metrics.errors.labels(error.code).inc()
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if isinstance(error, InvalidKey):

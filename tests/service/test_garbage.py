@@ -3,11 +3,19 @@
 import asyncio
 import gc
 import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import numpy as np
+import pytest
 import uvicorn
+from numpy.typing import NDArray
 
 from service.app import create_app
 from service.connections import Connection
+from service.errors import ClientLeft
+from service.scoring import Branches
 from service.settings import Settings
 from tests.service.fakes import FakeModel, picture
 
@@ -28,8 +36,18 @@ async def answered(port: int, times: int) -> None:
     writer.close()
 
 
-async def test_predictions_leave_no_garbage() -> None:
-    app, listening = create_app(Settings(), FakeModel()), socket.create_server(("127.0.0.1", 0))
+class SlowModel(FakeModel):
+    """Takes 20 ms."""
+
+    def branches(self, images: NDArray[np.uint8]) -> Branches:
+        time.sleep(0.02)
+        return super().branches(images)
+
+
+@asynccontextmanager
+async def serving(model: FakeModel) -> AsyncIterator[int]:
+    """Serve the model, yield the port after three answers, and look for no garbage from then on."""
+    app, listening = create_app(Settings(), model), socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, http=Connection, log_config=None, ws="none", access_log=False))
     task = asyncio.create_task(server.serve([listening]))
     while not server.started:  # noqa: ASYNC110 - it tells by this alone
@@ -39,10 +57,37 @@ async def test_predictions_leave_no_garbage() -> None:
     gc.collect()
     gc.disable()
     try:
-        await answered(port, 100)
-        left = gc.collect()
+        yield port
     finally:
         gc.enable()
         server.should_exit = True
         await task
-    assert left < 100, "each request leaves something"
+
+
+async def test_predictions_leave_no_garbage() -> None:
+    async with serving(FakeModel()) as port:
+        await answered(port, 100)
+        assert gc.collect() < 100, "each request leaves something"
+
+
+async def test_nor_do_those_that_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.batcher._LONG", 0.005)
+    async with serving(SlowModel()) as port:
+        await answered(port, 20)
+        assert gc.collect() < 100, "each request leaves something"
+
+
+async def test_what_a_client_that_leaves_asked_for_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.batcher._LONG", 0.005)
+    model = FakeModel()
+    async with serving(model) as port:
+        model.gate.clear()
+        for _ in range(5):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(REQUEST)
+            await asyncio.sleep(0.03)
+            writer.close()
+        await asyncio.sleep(0.1)
+        model.gate.set()
+        await asyncio.sleep(0.1)
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, ClientLeft)]
