@@ -55,7 +55,7 @@ _PARAMETERS = [
         _NUMBER | {"minimum": 0, "maximum": 1, "default": DEFAULT_SCORE_THRESHOLD},
         "detection: the lowest score that is answered",
     ),
-    _switch("masks", True, "detection: give the pixels of each object"),
+    _switch("masks", True, "detection: give the pixels of each object; 413 where there would be too much of them"),
 ]
 
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
