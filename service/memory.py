@@ -11,13 +11,14 @@ Source: mallopt(3), malloc_trim(3).
 """
 
 import ctypes
+from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
 
 
 def return_large_blocks() -> bool:
     """Set it for this process; return whether its C library knows how."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(_c_library(), "mallopt", None)
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, 4 * 2**20) and mallopt(_TRIM_THRESHOLD, 16 * 2**20))
@@ -25,6 +26,11 @@ def return_large_blocks() -> bool:
 
 def return_what_is_free() -> None:
     """Look through the memory for pages that are free, and return them; does nothing where the C library cannot."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+@cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

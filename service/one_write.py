@@ -26,6 +26,13 @@ class OneWriteProtocol(HttpToolsProtocol):
         """Begin a connection."""
         super().connection_made(_Corked(transport, self.loop))  # type: ignore[arg-type]
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End a connection. Its last request knew it, and would keep it and itself until garbage is looked for."""
+        super().connection_lost(exc)
+        if self.cycle is not None:
+            self.cycle.on_response = _nothing
+            self.cycle.scope.pop("extensions", None)
+
     def on_headers_complete(self) -> None:
         """Begin a request, whose head is whole."""
         before = self.cycle
@@ -33,6 +40,10 @@ class OneWriteProtocol(HttpToolsProtocol):
         if self.cycle is not before:
             known = ref(self.cycle)
             self.scope["extensions"] = {WHOLE_ANSWER: _whole(self, known), WHOLE_BODY: _body(known)}  # type: ignore[dict-item]
+
+
+def _nothing() -> None:
+    pass
 
 
 # What a request's scope holds must not hold the request: such a circle, body and all, is memory that goes only when

@@ -77,6 +77,15 @@ async def test_nor_do_those_that_wait_for_long(monkeypatch: pytest.MonkeyPatch) 
         assert gc.collect() < 100, "each request leaves something"
 
 
+async def test_a_connection_goes_when_it_ends() -> None:
+    async with serving(FakeModel()) as port:
+        for _ in range(30):
+            await answered(port, 1)
+        await asyncio.sleep(0.1)
+        kept = [thing for thing in gc.get_objects() if isinstance(thing, Connection)]
+        assert len(kept) < 5  # the server looks at all of them each second, and remembers what it saw
+
+
 async def test_what_a_client_that_leaves_asked_for_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.batcher._LONG", 0.005)
     model = FakeModel()
