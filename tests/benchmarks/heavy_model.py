@@ -23,7 +23,7 @@ BATCH = 8
 def run(workplace: Workplace) -> list[Figure]:
     """Compare the service under 32 connections with the reference, in turns."""
     bundle, pictures = workplace.bundle(HEAVY).path, jpegs(workplace.place("pictures"))
-    seconds = workplace.seconds(20)
+    seconds = workplace.seconds(10)
 
     def reference() -> float:
         return without_server(str(bundle), pictures, seconds)
@@ -33,7 +33,7 @@ def run(workplace: Workplace) -> list[Figure]:
         def service() -> float:
             return burst(server.url(), pictures, connections=4 * BATCH, seconds=seconds, until_answer=True).rate
 
-        found = take_turns({"service": service, "reference": reference}, workplace.rounds(2))
+        found = take_turns({"service": service, "reference": reference}, workplace.rounds(5))
     ratio = median_ratio(found["service"], found["reference"])
     by_turns = f"{_list(found['service'])} and {_list(found['reference'])}"
     note = f"batches of {BATCH}, {available_cores()} threads; by turns {by_turns}"
