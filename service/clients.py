@@ -70,10 +70,9 @@ class ClientPolicy(BaseModel):
     def _defaults_lie_within_their_bounds(self) -> Self:
         bounds = [value for value in (self.alpha_min, self.alpha, self.alpha_max) if value is not None]
         if bounds != sorted(bounds):
-            raise ValueError(
-                f"a policy needs alpha_min <= alpha <= alpha_max, got {self.alpha_min}, {self.alpha}, "
-                f"{self.alpha_max}; change one of them"
-            )
+            names = ("alpha_min", "alpha", "alpha_max")
+            given = ", ".join(f"{name} {value:g}" for name in names if (value := getattr(self, name)) is not None)
+            raise ValueError(f"a policy needs alpha_min <= alpha <= alpha_max, got {given}; change one of them")
         if None not in (self.prior_strength, self.max_prior_strength) and (
             (self.prior_strength or 0) > (self.max_prior_strength or 0)
         ):

@@ -23,7 +23,7 @@ from service.clients import ClientName, ClientPolicy, fit
 from service.database import Database
 from service.errors import PolicyMismatch, ServiceError
 from service.objectives import parse_objective
-from service.policy_store import Change, PolicyStore, read_policy
+from service.policy_store import CHANGES_SHOWN, MOST_CHANGES, Change, PolicyStore, read_policy
 from service.prediction_store import PredictionStore
 from service.settings import Settings
 from service.tune import Tuning
@@ -102,10 +102,11 @@ def show(name: Name) -> None:
 @clients.command()
 def changes(
     name: Annotated[str | None, typer.Argument(help="the client's name; without it: all clients")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MOST_CHANGES, help="how many of the newest")] = CHANGES_SHOWN,
 ) -> None:
     """Show the newest changes of a client, even of one that is removed, or of all."""
     with _stores() as (policies, _):
-        for change in policies.changes(name):
+        for change in policies.changes(name, limit):
             console.print(f"{change.client}  {_told(change)}", markup=False)
 
 

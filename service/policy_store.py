@@ -24,6 +24,9 @@ Revision = tuple[int, float]
 """A number that every change makes higher, and when the newest was made: a backup that is put back reaches the same
 number again, by other changes."""
 
+CHANGES_SHOWN, MOST_CHANGES = 50, 10_000
+"""How many of the newest changes are told where nothing else is asked for, and at most."""
+
 UNREAD: Revision = (0, 0.0)
 
 
@@ -126,7 +129,7 @@ class PolicyStore:
                 return client
         raise _unknown(name)
 
-    def changes(self, name: str | None = None, limit: int = 50) -> list[Change]:
+    def changes(self, name: str | None = None, limit: int = CHANGES_SHOWN) -> list[Change]:
         """Return the newest changes of a client (None: of all), the newest first; they outlive the client."""
         query = select(tables.changes)
         if name is not None:
@@ -194,7 +197,7 @@ class PolicyStore:
             UnknownKey: the client has no valid key of this id.
         """
         with self._database.writing() as connection:
-            if not self._revoke(connection, name, key):
+            if not key or not self._revoke(connection, name, key):
                 raise UnknownKey(
                     "The client has no valid key of this id.", field="key", value=key, remedy="Show the client's keys."
                 )
@@ -258,7 +261,7 @@ def read_policy(content: Json) -> ClientPolicy:
             f"{field}: {first['msg'].removeprefix('Value error, ')}.",
             field=field,
             value=str(value) if isinstance(value, float) else value,
-            remedy=f"A policy holds {', '.join(ClientPolicy.model_fields)}.",
+            remedy=f"Correct it; a policy holds {', '.join(ClientPolicy.model_fields)}.",
         ) from error
 
 

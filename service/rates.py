@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from math import ceil
 
+_LONGEST_WAIT = 86_400
+
 
 @dataclass(slots=True)
 class TokenBucket:
@@ -26,10 +28,13 @@ class TokenBucket:
         self._tokens = self.burst
 
     def take(self, count: int, now: float) -> int:
-        """Take `count` tokens and return 0, or take none and return the whole seconds after which they are there."""
+        """Take `count` tokens and return 0, or take none and return the whole seconds after which they are there.
+
+        Of a very small rate it says a day, and then again.
+        """
         self._tokens = tokens = min(self.burst, self._tokens + (now - self._since) * self.rate)
         self._since = now
         if count > tokens and (missing := min(count, self.burst) - tokens) > 1e-9:
-            return max(1, ceil(missing / self.rate))
+            return max(1, ceil(min(missing / self.rate, _LONGEST_WAIT)))
         self._tokens = tokens - count
         return 0

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from service.policy_store import Client, read_policy
 from service.routes.access import admit_admin, bearer, caller_of, is_admin
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
-from service.routes.forms import read_body
+from service.routes.forms import query_parameters, read_body
 from service.schemas import ClientDetails, ClientInfo, ClientsResponse, NewClient, NewKey, TradeoffResponse
 from service.scoring import Knobs
 from service.tune import Which
@@ -178,8 +179,9 @@ async def tradeoff(request: Request) -> Response:
     service, name = service_of(request), request.path_params["name"]
     if bearer(request) is None or is_admin(request, service) or caller_of(request, service).name != name:
         admit_admin(request, service)
-    objective = parse_objective(request.query_params.get("objective", "balanced"))
-    which = _which(request.query_params.get("knobs", "alpha"))
+    given = query_parameters(request, "objective", "knobs")
+    objective = parse_objective(given.get("objective", "balanced"))
+    which = _which(given.get("knobs", "alpha"))
     found = await service.keeping.studies.of(name, objective, which)
     return _json(_study(found, objective.text))
 
@@ -242,6 +244,8 @@ def _who(request: Request) -> str:
     who = request.headers.get(CHANGED_BY)
     if who is None:
         return WHO
+    with suppress(UnicodeError):  # headers are read as Latin-1; terminals send UTF-8
+        who = who.encode("latin-1").decode("utf-8")
     if not 0 < len(who) <= _LONGEST_WHO or not who.isprintable():
         raise InvalidParameter(
             f"{CHANGED_BY} takes from 1 to {_LONGEST_WHO} printable characters.",

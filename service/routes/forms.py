@@ -67,6 +67,27 @@ async def read_query(request: Request, rules: RequestRules[Query]) -> Query:
     )
 
 
+def query_parameters(request: Request, *names: str) -> dict[str, str]:
+    """Return what the query string says of these parameters.
+
+    Raises:
+        InvalidParameter: it names another, or one of them twice.
+    """
+    given: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in names:
+            raise InvalidParameter(
+                f"There is no parameter {name} here.",
+                field=name,
+                value=value,
+                remedy=f"This address takes {', '.join(names)}.",
+            )
+        if name in given:
+            raise repeated(name, value)
+        given[name] = value
+    return given
+
+
 async def read_body(request: Request, settings: Settings) -> bytes:
     """Read the body, as long as it stays within its limits of bytes and time."""
     limit = settings.max_body_bytes

@@ -59,7 +59,7 @@ def test_a_policy_that_does_not_fit_the_model_is_refused_by_name(
     ("fields", "message"),
     [
         ({"alpha": 2, "alpha_max": 1}, "alpha_min <= alpha <= alpha_max"),
-        ({"alpha_min": 2, "alpha_max": 1}, "alpha_min <= alpha <= alpha_max"),
+        ({"alpha_min": 2, "alpha_max": 1}, "alpha_min <= alpha <= alpha_max, got alpha_min 2, alpha_max 1; change"),
         ({"prior_strength": 2, "max_prior_strength": 1}, "prior_strength <= max_prior_strength"),
         ({"alpha": float("nan")}, "finite number"),
         ({"images_per_second": 0}, "greater than 0"),
@@ -81,6 +81,12 @@ def test_the_average_holds_whatever_the_sizes() -> None:
         count = (1, 7, 32)[step % 3]
         taken += count if bucket.take(count, now) == 0 else 0
     assert taken / now == pytest.approx(10, rel=0.15)
+
+
+@pytest.mark.parametrize("rate", [1e-300, 5e-324])
+def test_who_may_send_next_to_nothing_is_told_to_come_back_tomorrow(rate: float) -> None:
+    bucket = TokenBucket(rate)
+    assert [bucket.take(1, 0.0), bucket.take(1, 0.0)] == [0, 86_400]
 
 
 def test_whoever_comes_back_when_told_is_let_in() -> None:

@@ -155,10 +155,20 @@ def test_changes_outlive_the_client_and_say_who_made_them(served: TestClient) ->
     everyones = served.get("/changes", headers=ADMIN).json()["changes"]
     assert [each["client"] for each in everyones] == ["shop", "album", "shop"]
     error(served.get("/changes"), 403, "admin_only")
+    served.patch("/clients/album", json={"alpha": 1}, headers=ADMIN | {"X-Changed-By": "Ünal".encode()})
+    (newest,) = served.get("/changes?client=album&limit=1", headers=ADMIN).json()["changes"]
+    assert newest["who"] == "http:admin:Ünal"
+    for query, field in (
+        ("limit=0", "limit"),
+        ("limit=x", "limit"),
+        ("cleint=album", "cleint"),
+        ("limit=1&limit=2", "limit"),
+    ):
+        assert error(served.get(f"/changes?{query}", headers=ADMIN), 422, "invalid_parameter")["field"] == field
     for who in ("x" * 101, "", "a\tb"):
         refused = served.patch("/clients/album", json={"alpha": 1}, headers=ADMIN | {"X-Changed-By": who})
         assert error(refused, 422, "invalid_parameter")["field"] == "X-Changed-By"
-    assert len(served.get("/changes", headers=ADMIN).json()["changes"]) == 3
+    assert len(served.get("/changes", headers=ADMIN).json()["changes"]) == 4
 
 
 @pytest.mark.parametrize("value", [True, "1.5", [1.5]])
@@ -187,6 +197,13 @@ def test_a_removed_client_is_nobody(served: TestClient) -> None:
     assert served.delete("/clients/shop", headers=ADMIN).status_code == 204
     until(lambda: post(served, **bearing(key)).status_code == 401)
     error(served.get("/clients/shop", headers=ADMIN), 404, "unknown_client")
+
+
+@pytest.mark.parametrize(("query", "field"), [("objektive=overall", "objektive"), ("knobs=both&knobs=alpha", "knobs")])
+def test_a_question_that_is_misspelt_is_not_answered_as_another(served: TestClient, query: str, field: str) -> None:
+    add(served)
+    response = served.get(f"/clients/shop/tradeoff?{query}", headers=ADMIN)
+    assert error(response, 422, "invalid_parameter")["field"] == field
 
 
 def test_names_are_checked_and_unique(served: TestClient) -> None:
