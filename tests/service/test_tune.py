@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.charts import text_chart
 from service.errors import InvalidParameter
 from service.objectives import parse_objective
 from service.replay import Rectangle, Replay, candidates
@@ -56,6 +57,14 @@ def test_both_knobs_are_found_and_never_worse_than_alpha_alone() -> None:
     assert both.after["overall"] == pytest.approx(
         (replay.winners(both.best.alpha, both.best.prior_strength) == replay.labels).mean()
     )
+
+
+def test_a_chart_shows_the_alpha_in_use_where_the_curve_is_that_of_its_prior_strength() -> None:
+    tuning = tune(traffic(400), parse_objective("overall"), Knobs(0.0))
+    assert "; : now, | best" in text_chart(tuning)
+    chart = text_chart(replace(tuning, best=Knobs(1.0, 0.5)))
+    assert ":" not in chart
+    assert chart.endswith("; | best; all at prior_strength 0.5, now it is 0")
 
 
 def test_what_is_best_already_is_kept() -> None:
