@@ -146,9 +146,12 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Return the line without a traceback."""
+        """Return the line without a traceback; what would end it, such as a path's %0a, is escaped."""
         exchange = _current.get()
-        return super().formatMessage(record) + ("" if exchange is None else f" [{exchange.request_id}]")
+        said = super().formatMessage(record) + ("" if exchange is None else f" [{exchange.request_id}]")
+        if said.isprintable():
+            return said
+        return "".join(each if each.isprintable() else repr(each)[1:-1] for each in said)
 
 
 class JsonLines(logging.Formatter):

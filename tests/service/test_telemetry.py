@@ -178,6 +178,13 @@ def test_log_lines_as_text_bear_the_id(root_logger: None, capsys: Any) -> None:
     assert re.search(r"INFO service.x: hello \[seven\]$", capsys.readouterr().err)
 
 
+def test_no_log_line_is_ended_or_coloured_by_what_it_tells_of(root_logger: None, capsys: Any) -> None:
+    log_to_stderr("info", "text")
+    logging.getLogger("service.access").info("GET %s", "/clients/x\n2026 INFO forged\x1b[31m\x00 ünal")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert r"GET /clients/x\n2026 INFO forged\x1b[31m\x00 ünal" in line
+
+
 def test_the_access_log_has_a_line_for_each_request(make_client: MakeClient, caplog: Any) -> None:
     client = make_client(access_log=True)
     with caplog.at_level(logging.INFO, "service.access"):
