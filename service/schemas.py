@@ -14,6 +14,8 @@ from service.exhibits import AccuracyOverAlpha, PrecisionOverAlpha
 
 Number = Annotated[float, Field(strict=True)]
 
+LONGEST_LABEL = 200
+
 
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -193,7 +195,7 @@ class FeedbackItem(_Closed):
     """The true class of one prediction."""
 
     prediction_id: str = Field(strict=True, max_length=64)
-    label: Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True, max_length=200)] = Field(
+    label: Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True, max_length=LONGEST_LABEL)] = Field(
         description="the class by name, or by its index in the model's outputs"
     )
 

@@ -15,7 +15,7 @@ from service.routes.access import caller_of, is_admin
 from service.routes.context import PlainRoute, service_of
 from service.routes.failures import documented
 from service.routes.forms import off_the_schema, read_body
-from service.schemas import FeedbackItem, FeedbackResponse
+from service.schemas import LONGEST_LABEL, FeedbackItem, FeedbackResponse
 
 router = APIRouter(route_class=PlainRoute)
 
@@ -109,7 +109,7 @@ def _read(body: bytes) -> tuple[dict[int, Label], list[dict[str, Any]]]:
             read = _ITEM.validate_python(item)
             labels[position] = Label(read.prediction_id, read.label)
         except ValidationError as error:
-            reason = off_the_schema(error)
+            reason = _reason(error)
             if len(items) == 1:
                 raise reason from error
             malformed.append(_malformed(position, item, reason.message))
@@ -122,6 +122,18 @@ def _read(body: bytes) -> tuple[dict[int, Label], list[dict[str, Any]]]:
     return labels, malformed
 
 
+def _reason(error: ValidationError) -> InvalidBody | InvalidParameter:
+    first = error.errors(include_url=False)[0]
+    if first["loc"][:1] != ("label",) or first["type"] == "missing":
+        return off_the_schema(error)
+    return InvalidParameter(
+        f"label must be a class's name of at most {LONGEST_LABEL} characters or its index, a whole number.",
+        field="label",
+        value=first["input"] if isinstance(first["input"], str | int | float | bool) else None,
+        remedy="Send one of the names that GET /model lists, or its place there, from 0.",
+    )
+
+
 def _malformed(position: int, item: object, message: str) -> dict[str, Any]:
     """Return the refusal of one that is no label, with what can be shown of it."""
     given = item if isinstance(item, dict) else {}
@@ -129,7 +141,7 @@ def _malformed(position: int, item: object, message: str) -> dict[str, Any]:
     return {
         "position": position,
         "prediction_id": prediction[:64] if isinstance(prediction, str) else None,
-        "label": label[:200] if isinstance(label, str) else label if type(label) is int else None,
+        "label": label[:LONGEST_LABEL] if isinstance(label, str) else label if type(label) is int else None,
         "code": "malformed",
         "message": message,
     }

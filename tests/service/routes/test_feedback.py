@@ -81,3 +81,10 @@ def test_a_prediction_that_another_process_has_not_written_yet_is_waited_for(ser
         assert not waiting.done()
         keeping.predictions.write([row])
         assert waiting.result().json() == {"accepted": 1, "refused": []}
+
+
+@pytest.mark.parametrize("label", ["x" * 201, 1.5, True, None, 10**30])
+def test_a_label_of_another_form_is_refused_by_its_own_name(served: TestClient, label: object) -> None:
+    refused = error(served.post("/feedback", json={"prediction_id": "a", "label": label}), 422, "invalid_parameter")
+    assert refused["field"] == "label"
+    assert "at most 200 characters or its index" in refused["message"]
