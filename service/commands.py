@@ -21,7 +21,7 @@ from rich.table import Table
 from service.charts import picture, text_chart
 from service.clients import ClientName, ClientPolicy, fit
 from service.database import Database
-from service.errors import PolicyMismatch, ServiceError
+from service.errors import PolicyMismatch, ServiceError, StoreUnavailable
 from service.objectives import parse_objective
 from service.policy_store import CHANGES_SHOWN, MOST_CHANGES, Change, PolicyStore, read_policy
 from service.prediction_store import PredictionStore
@@ -219,6 +219,8 @@ def _stores() -> Iterator[tuple[PolicyStore, PredictionStore]]:
     try:
         database.migrate()
         yield PolicyStore(database), PredictionStore(database)
+    except StoreUnavailable as error:
+        _refuse(f"{error.message} {error.reason}")
     except ServiceError as error:
         given = "" if error.value is None else f" Given: {error.value!r}."
         _refuse(f"{error.message}{given} {error.remedy or ''}".strip())

@@ -208,9 +208,10 @@ class Database:
             if _lacks_a_table(error):
                 self.losses += 1
             raise StoreUnavailable(
-                f"The database cannot be used: {str(getattr(error, 'orig', error)).splitlines()[0]}",
+                "The database cannot be used.",
                 remedy="Try again in some seconds; the operator finds the reason in the service's log.",
                 retry_after=2,
+                reason=str(getattr(error, "orig", error)).splitlines()[0],
             ) from error
         self._tell(kind, went_well=True)
 

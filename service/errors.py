@@ -209,9 +209,20 @@ class RateLimited(ServiceError):
 
 
 class StoreUnavailable(ServiceError):
-    """The database of policies and feedback does not answer."""
+    """The database of policies and feedback does not answer.
+
+    Args:
+        message, remedy, retry_after: as of all errors.
+        reason: what the database or its driver said, which may name hosts and accounts: for the operator alone.
+    """
 
     code = "store_unavailable"
+
+    def __init__(
+        self, message: str, *, remedy: str | None = None, retry_after: int | None = None, reason: str | None = None
+    ) -> None:
+        super().__init__(message, remedy=remedy, retry_after=retry_after)
+        self.reason = reason
 
 
 class ShuttingDown(ServiceError):

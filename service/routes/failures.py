@@ -9,7 +9,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import STATUS, InternalError, InvalidBody, InvalidKey, MethodNotAllowed, NotFound, ServiceError
+from service.errors import (
+    STATUS,
+    InternalError,
+    InvalidBody,
+    InvalidKey,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+    StoreUnavailable,
+)
 from service.routes.context import service_of
 from service.schemas import ErrorResponse
 
@@ -44,6 +53,8 @@ def failure(error: ServiceError, request: Request) -> Response:
     """
     error.__traceback__ = None
     service_of(request).metrics.errors.labels(error.code).inc()
+    if isinstance(error, StoreUnavailable) and error.reason is not None:
+        logger.warning("%s %s", error.message, error.reason)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if isinstance(error, InvalidKey):
         headers["WWW-Authenticate"] = "Bearer"

@@ -424,6 +424,12 @@ def away(make_client: MakeClient, tmp_path: Path) -> TestClient:
     return make_client(database_url=f"sqlite:///{tmp_path / 'file' / 'x.sqlite'}", admin_key="operator", store_buffer=2)
 
 
+def test_why_the_database_is_away_is_for_the_log_and_no_client(away: TestClient, caplog: Any) -> None:
+    response = away.post("/feedback", json={"prediction_id": "x", "label": 0})
+    assert error(response, 503, "store_unavailable")["message"] == "The database cannot be used."
+    assert "The database cannot be used. unable to open database file" in caplog.text
+
+
 def test_without_a_database_predictions_go_on_and_metrics_say_so(away: TestClient, model: FakeModel) -> None:
     for _ in range(3):
         assert post(away).status_code == 200
