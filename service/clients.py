@@ -39,6 +39,10 @@ _Knob = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e6, le=1e6
 _Strength = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=100)]
 
 
+_LEAST_SHARE, _ROUNDED = 1e-9, 1e-6
+"""The least share of a class, of all; by how much shares that sum to 1 may miss it."""
+
+
 class ClientPolicy(BaseModel):
     """What is decided for one client; whatever is None is left to the model and the settings."""
 
@@ -64,6 +68,12 @@ class ClientPolicy(BaseModel):
         total = sum(shares.values())
         if len(shares) < 2:
             raise ValueError("target_distribution needs a share for every class of the model")
+        rarest = min(shares, key=lambda name: shares[name])
+        rounded = abs(total - 1) <= _ROUNDED
+        if shares[rarest] < _LEAST_SHARE * (0.5 if rounded else total):
+            raise ValueError(f"the share of {rarest!r} is below {_LEAST_SHARE:g} of the whole; make it larger")
+        if rounded:  # what is kept is read again as it is, or its labels would belong to another
+            return shares
         return {name: round(share / total, 12) for name, share in shares.items()}
 
     @model_validator(mode="after")

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.clients import ClientPolicy, fit
@@ -65,12 +67,20 @@ def test_a_policy_that_does_not_fit_the_model_is_refused_by_name(
         ({"images_per_second": 0}, "greater than 0"),
         ({"target_distribution": {"cat": 1}}, "every class"),
         ({"target_distribution": {"cat": 1, "dog": 0}}, "greater than 0"),
+        ({"target_distribution": {"cat": 1, "dog": 1e-13}}, "share of 'dog' is below 1e-09 of the whole"),
         ({"colour": "red"}, "Extra inputs"),
     ],
 )
 def test_a_policy_that_contradicts_itself_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ClientPolicy.model_validate(fields)
+
+
+@given(shares=st.lists(st.floats(1e-3, 1e3) | st.just(1e-3), min_size=2, max_size=300))
+def test_a_policy_that_is_kept_is_read_again_as_it_is(shares: list[float]) -> None:
+    target = {f"class {index}": share for index, share in enumerate(shares)}
+    kept = ClientPolicy.model_validate({"target_distribution": target})
+    assert ClientPolicy.model_validate_json(kept.model_dump_json()) == kept
 
 
 def test_the_average_holds_whatever_the_sizes() -> None:
