@@ -40,7 +40,7 @@ class Background:
             self._work()
         except StoreUnavailable as error:
             if not self._failing:  # once, not every time
-                logger.warning("%s: %s %s", self._name, error.message, error.reason or "")
+                logger.warning("%s: %s", self._name, error)
             self._failing = True
         except Exception:
             logger.exception("%s failed", self._name)

@@ -220,7 +220,7 @@ def _stores() -> Iterator[tuple[PolicyStore, PredictionStore]]:
         database.migrate()
         yield PolicyStore(database), PredictionStore(database)
     except StoreUnavailable as error:
-        _refuse(f"{error.message} {error.reason}")
+        _refuse(str(error))
     except ServiceError as error:
         given = "" if error.value is None else f" Given: {error.value!r}."
         _refuse(f"{error.message}{given} {error.remedy or ''}".strip())

@@ -224,6 +224,10 @@ class StoreUnavailable(ServiceError):
         super().__init__(message, remedy=remedy, retry_after=retry_after)
         self.reason = reason
 
+    def __str__(self) -> str:
+        """Return all of it, for the log and the command line."""
+        return self.message if self.reason is None else f"{self.message} {self.reason}"
+
 
 class ShuttingDown(ServiceError):
     """The service finishes what it has accepted and takes no more."""

@@ -4,19 +4,22 @@ Every change is one transaction: the new state, an entry of who changed what fro
 by which the processes of the service see that there is something to read.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
 from service import tables
 from service.clients import NAME_PATTERN, ClientPolicy
 from service.database import Database
-from service.errors import ClientExists, InvalidParameter, UnknownClient, UnknownKey
+from service.errors import ClientExists, InvalidParameter, PolicyMismatch, UnknownClient, UnknownKey
 from service.keys import hash_key, key_id, new_key
+
+logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
@@ -97,21 +100,30 @@ class PolicyStore:
             valid = connection.execute(
                 select(tables.keys.c.hash, tables.keys.c.client).where(tables.keys.c.revoked_at.is_(None))
             ).all()
-        return Snapshot(
-            revision,
-            {row.name: ClientPolicy.model_validate(row.policy) for row in kept},
-            {row.hash: row.client for row in valid},
-        )
+        policies: dict[str, ClientPolicy] = {}
+        for row in kept:
+            try:
+                policies[row.name] = _kept_policy(row.name, row.policy)
+            except PolicyMismatch as error:  # the others' changes matter all the same, above all revoked keys
+                logger.error("%s Until then its keys are unknown. %s", error.message, error.remedy)
+        return Snapshot(revision, policies, {row.hash: row.client for row in valid if row.client in policies})
 
     def clients(self) -> list[Client]:
-        """Return all clients by name."""
+        """Return all clients by name.
+
+        Raises:
+            PolicyMismatch: the policy of one of them cannot be read.
+        """
+        return self._clients(select(tables.clients).order_by(tables.clients.c.name))
+
+    def _clients(self, query: Select[Any]) -> list[Client]:
         with self._database.reading() as connection:
-            kept = connection.execute(select(tables.clients).order_by(tables.clients.c.name)).all()
+            kept = connection.execute(query).all()
             keys = connection.execute(select(tables.keys).order_by(tables.keys.c.created_at)).all()
         return [
             Client(
                 row.name,
-                ClientPolicy.model_validate(row.policy),
+                _kept_policy(row.name, row.policy),
                 row.created_at,
                 tuple(Key(key_id(key.hash), key.created_at, key.revoked_at) for key in keys if key.client == row.name),
             )
@@ -123,10 +135,10 @@ class PolicyStore:
 
         Raises:
             UnknownClient: there is none of this name.
+            PolicyMismatch: its policy cannot be read.
         """
-        for client in self.clients():
-            if client.name == name:
-                return client
+        for client in self._clients(select(tables.clients).where(tables.clients.c.name == name)):
+            return client
         raise _unknown(name)
 
     def changes(self, name: str | None = None, limit: int = CHANGES_SHOWN) -> list[Change]:
@@ -168,7 +180,10 @@ class PolicyStore:
             before = self._policy(connection, name)
             if before is None:
                 raise _unknown(name)
-            policy = read_policy(before | changes)
+            whole = before | changes
+            policy = read_policy(
+                {field: whole[field] for field in whole if whole[field] is not None or field not in before}
+            )
             after = _json(policy)
             if after != before:
                 connection.execute(update(tables.clients).where(tables.clients.c.name == name).values(policy=after))
@@ -262,6 +277,19 @@ def read_policy(content: Json) -> ClientPolicy:
             field=field,
             value=str(value) if isinstance(value, float) else value,
             remedy=f"Correct it; a policy holds {', '.join(ClientPolicy.model_fields)}.",
+        ) from error
+
+
+def _kept_policy(name: str, content: Json) -> ClientPolicy:
+    """Return a policy as it is kept, which another version of the service may have written."""
+    try:
+        return read_policy(content)
+    except InvalidParameter as error:
+        raise PolicyMismatch(
+            f"The kept policy of the client {name} cannot be read: {error.message}",
+            field=error.field,
+            value=error.value,
+            remedy="`service clients set` changes it, `--unset` takes a field out, and `remove` removes the client.",
         ) from error
 
 

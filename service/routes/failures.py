@@ -54,7 +54,7 @@ def failure(error: ServiceError, request: Request) -> Response:
     error.__traceback__ = None
     service_of(request).metrics.errors.labels(error.code).inc()
     if isinstance(error, StoreUnavailable) and error.reason is not None:
-        logger.warning("%s %s", error.message, error.reason)
+        logger.warning("%s", error)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if isinstance(error, InvalidKey):
         headers["WWW-Authenticate"] = "Bearer"
