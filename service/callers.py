@@ -88,6 +88,11 @@ class Callers:
         """Whether policies were ever read."""
         return self.loaded_at is not None
 
+    @property
+    def any_known(self) -> bool:
+        """Whether there is any client."""
+        return bool(self._by_name)
+
     def of_key(self, key: str) -> Caller | None:
         """Return whose key this is, or None."""
         return self._by_key.get(hash_key(key))

@@ -3,6 +3,7 @@
 It starts without a database and goes on without one: requests are judged by the policies that were last read.
 """
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from service.background import Background
@@ -12,12 +13,14 @@ from service.feedback import Feedback
 from service.manifest import Manifest
 from service.metrics import Metrics
 from service.objectives import parse_objective
-from service.policy_store import UNREAD, PolicyStore
+from service.policy_store import UNREAD, PolicyStore, Snapshot
 from service.prediction_store import PredictionStore
 from service.recommendations import Recommendations
 from service.recorder import Recorder
 from service.settings import Settings
 from service.studies import Studies
+
+logger = logging.getLogger(__name__)
 
 _LOOK = 0.5
 """Seconds between looks for changed policies: a change reaches every process within two of them, and a little."""
@@ -71,6 +74,7 @@ class Keeping:
         )
         self.executor = ThreadPoolExecutor(2, thread_name_prefix="policies")
         self._revision = UNREAD
+        self._lost = False
         self._prepared_for: tuple[str, int] | None = None
         self._threads = [
             Background("reading policies", _LOOK, self.refresh),
@@ -100,15 +104,31 @@ class Keeping:
     def refresh(self) -> None:
         """Take over changed policies; the first time, and when the tables were lost, bring them up to date before.
 
+        Tables that were lost and made again hold nothing: then the policies that are known stay.
+
         Raises:
             StoreUnavailable: the database is away.
         """
         if not self._prepared:
             self._prepare()
         snapshot = self.policies.snapshot(self._revision)
+        if snapshot is not None and self._was_lost(snapshot):
+            return
         self.callers.load(snapshot)
         if snapshot is not None:
             self._revision = snapshot.revision
+
+    def _was_lost(self, found: Snapshot) -> bool:
+        """Tell whether what was known is gone from the database, and nobody has put anything in its place yet."""
+        lost = self.callers.any_known and not found.was_ever_changed
+        if lost and not self._lost:
+            logger.warning(
+                "The database holds no policy and no change of one, though clients are known: it was emptied or "
+                "removed. Requests go on under the last known policies until a backup is put back, the first client is added, "
+                "or the service is started again."
+            )
+        self._lost = lost
+        return lost
 
     def remember(self, manifest: Manifest) -> None:
         """Keep another model, whose predictions come from now on, before the next look at the database ends."""

@@ -72,6 +72,11 @@ class Snapshot:
     policies: Mapping[str, ClientPolicy]
     clients_by_key: Mapping[str, str]
 
+    @property
+    def was_ever_changed(self) -> bool:
+        """Whether anything was ever done in the database: it was made empty."""
+        return self.revision[1] > 0.0
+
 
 class PolicyStore:
     """Reads and changes policies.
