@@ -124,8 +124,8 @@ class Keeping:
         if lost and not self._lost:
             logger.warning(
                 "The database holds no policy and no change of one, though clients are known: it was emptied or "
-                "removed. Requests go on under the last known policies until a backup is put back, the first client is added, "
-                "or the service is started again."
+                "removed. Requests go on under the last known policies until a backup is put back, the first client is "
+                "added, or the service is started again."
             )
         self._lost = lost
         return lost
