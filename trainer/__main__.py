@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from trainer.errors import TrainerError
 from trainer.progress import console
@@ -228,7 +228,7 @@ def main() -> None:
         app()
     except TrainerError as error:
         console.quiet = False  # of several processes, one that fails speaks even if it is not the first
-        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        console.print(Text("error:", style="red"), str(error), soft_wrap=True)
         raise SystemExit(1) from None
 
 

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, emoji=False)
+"""Takes what it is given as it is: a path or a name may look like rich's markup."""
 
 
 def track(items: Iterable[Item], description: str, *, total: int) -> Iterator[Item]:
