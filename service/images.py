@@ -253,7 +253,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _broken(error: Exception, field: str) -> InvalidImage:
     unknown = isinstance(error, UnidentifiedImageError)
-    reason = "its bytes are no JPEG, PNG or WebP" if unknown else f"{error or type(error).__name__}"
+    said = str(error)
+    wordy = said if any(char.isalpha() for char in said) else "it is damaged or incomplete"  # Pillow may say -1
+    reason = "its bytes are no JPEG, PNG or WebP" if unknown else wordy
     return InvalidImage(
         f"The picture cannot be read: {reason[:200]}.",
         field=field,

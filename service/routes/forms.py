@@ -168,7 +168,9 @@ def _json(body: bytes, options: Options, rules: RequestRules[Query]) -> Query:
     try:
         content: Any = rules.body.model_validate_json(body)
     except ValidationError as error:
-        raise off_the_schema(error) from error
+        refusal = off_the_schema(error)
+        is_option = error.errors()[0]["type"] == "extra_forbidden" and "." not in str(refusal.field)
+        raise rules.unknown(str(refusal.field), refusal.value, "body") if is_option else refusal from error
     json.loads(body, object_pairs_hook=_refuse_repeated, parse_int=str)  # no number need fit Python's reader
     rules.refuse_too_many(len(content.images))
     for name in rules.names:
@@ -212,12 +214,14 @@ def off_the_schema(error: ValidationError) -> InvalidBody | InvalidParameter:
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return InvalidBody(
-            f"The body is not JSON: {first['msg']}.", field="body", remedy="Send a JSON object as the docs show."
+            f"The body is not JSON: {first['msg']}.",
+            field="body",
+            remedy="Send a JSON object as GET /openapi.json shows.",
         )
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".") or "body"
     value = first["input"] if isinstance(first["input"], str | int | float | bool) else None
     return InvalidParameter(
-        f"{field}: {first['msg']}.", field=field, value=value, remedy="Send a JSON object as the docs show."
+        f"{field}: {first['msg']}.", field=field, value=value, remedy="Send a JSON object as GET /openapi.json shows."
     )
 
 

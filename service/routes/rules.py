@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from service.bundle import Manifest
 from service.clients import ClientPolicy, Terms, fit
-from service.errors import InvalidParameter, TooManyImages
+from service.errors import InvalidParameter, TooManyImages, Value
 from service.schemas import PredictRequest
 from service.scoring import Knobs
 from service.settings import Settings
@@ -101,18 +101,22 @@ class RequestRules(ABC, Generic[Query]):
         options = Options()
         for name, text in pairs:
             if name not in self.names:
-                raise InvalidParameter(
-                    f"{name} is for another task than the model's: see `task` in GET /model."
-                    if name in Options.__slots__
-                    else f"The {where} takes no parameter called {name}.",
-                    field=name,
-                    value=text,
-                    remedy=f"Use {', '.join(self.names)}, or leave it out.",
-                )
+                raise self.unknown(name, text, where)
             if getattr(options, name) is not None:
                 raise repeated(name, text)
             setattr(options, name, self.option(name, text))
         return options
+
+    def unknown(self, name: str, value: Value, where: str) -> InvalidParameter:
+        """Return the refusal of an option that the model's task does not have."""
+        return InvalidParameter(
+            f"{name} is for another task than the model's: see `task` in GET /model."
+            if name in Options.__slots__
+            else f"The {where} takes no parameter called {name}.",
+            field=name,
+            value=value,
+            remedy=f"Use {', '.join(self.names)}, or leave it out.",
+        )
 
     def option(self, name: str, text: str) -> float | int | bool:
         """Return the value of an option written as text."""
@@ -207,7 +211,7 @@ def repeated(name: str, text: str) -> InvalidParameter:
 def _number(text: str, field: str) -> float:
     if not _NUMBER.fullmatch(text):
         raise InvalidParameter(
-            f"{field} must be a finite number.", field=field, value=text, remedy="Send one such as 1.5."
+            f"{field} must be a finite number.", field=field, value=text, remedy="Send one such as 0.5."
         )
     return float(text)
 

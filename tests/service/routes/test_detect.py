@@ -227,7 +227,24 @@ def test_what_a_detector_does_not_take_is_refused_by_name(client: TestClient, qu
 )
 def test_json_is_checked_alike(client: TestClient, content: dict[str, Any], field: str) -> None:
     body = {"images": [{"data": base64.b64encode(red()).decode()}]} | content
-    assert error(client.post("/predict", json=body), 422, "invalid_parameter")["field"] == field
+    refused = error(client.post("/predict", json=body), 422, "invalid_parameter")
+    assert refused["field"] == field
+    if field == "lines":
+        assert refused["message"].startswith("lines is for another task than the model's")
+        assert (refused["value"], refused["remedy"]) == (
+            True,
+            "Use alpha, score_threshold, top_k, masks, or leave it out.",
+        )
+
+
+def test_the_number_that_a_remedy_names_may_be_sent(client: TestClient) -> None:
+    remedy = error(post(client, "?score_threshold=low"), 422, "invalid_parameter")["remedy"]
+    assert answer(post(client, f"?score_threshold={remedy.removeprefix('Send one such as ').rstrip('.')}"))
+
+
+def test_what_is_wrong_with_a_picture_is_said_in_words(client: TestClient) -> None:
+    head = red(kind="JPEG")[:20]
+    assert "is damaged or incomplete" in error(post(client, data=head), 400, "invalid_image")["message"]
 
 
 @pytest.mark.parametrize(
