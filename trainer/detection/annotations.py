@@ -134,7 +134,7 @@ class _Reader:
             if _is_finite(wanted) and wanted in by_picture:
                 by_picture[wanted].append(raw)
             else:
-                self.faults.add("unknown picture", f"annotation {raw['id']}: image_id {raw.get('image_id')!r}")
+                self.faults.add("unknown picture", f"annotation {raw['id']}: image_id {raw.get('image_id')!r:.80}")
         _refuse_twice(self.file, "annotations", "id", [raw["id"] for raw in rows])
         self.plain["object_ends"].append(0)
         for picture in track(pictures, "reading annotations", total=len(pictures)):
@@ -147,18 +147,21 @@ class _Reader:
         category: Any = raw.get("category_id")
         label = self.labels.get(category) if _is_finite(category) else None
         if label is None:
-            return self.faults.add("unknown class", f"{where}: category_id {raw.get('category_id')!r}")
+            return self.faults.add("unknown class", f"{where}: category_id {raw.get('category_id')!r:.80}")
         box = _corners(raw.get("bbox"), picture)
         if box is None:
-            return self.faults.add("degenerate box", f"{where}: bbox {raw.get('bbox')!r}")
+            return self.faults.add("degenerate box", f"{where}: bbox {raw.get('bbox')!r:.80}")
         rings, runs = _outline(raw.get("segmentation"), picture)
         if not rings and runs is None:
             return self.faults.add("empty mask", f"{where}: segmentation {raw.get('segmentation')!r:.60}")
+        crowd = raw.get("iscrowd")
+        if crowd not in (None, 0, 1):
+            raise _refused(self.file, f"{where}: iscrowd must be 0 or 1, got {crowd!r:.80}")
         self.plain["object_ids"].append(raw["id"])
         self.plain["boxes"].extend(box)
         self.plain["labels"].append(label)
         self.plain["areas"].append(_area(raw, box))
-        self.plain["is_crowd"].append(bool(raw.get("iscrowd", 0)))
+        self.plain["is_crowd"].append(bool(crowd))
         self.ragged["rings"].add([1] * len(rings))
         for ring in rings:
             self.ragged["coordinates"].add(ring)
@@ -245,7 +248,7 @@ def _corners(box: object, picture: Picture) -> tuple[float, float, float, float]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
         return None
     x, y, width, height = box
-    left, top = max(x, 0.0), max(y, 0.0)
+    left, top = (min(max(start, 0.0), float(LARGEST)) for start in (x, y))
     right, bottom = min(x + width, float(picture.width)), min(y + height, float(picture.height))
     return (
         (left, top, right, bottom)
@@ -260,20 +263,23 @@ def _outline(segmentation: object, picture: Picture) -> tuple[list[list[float]],
         code = run_lengths(segmentation, picture.height, picture.width)
         return [], code
     rings = segmentation if isinstance(segmentation, list) else []
-    return [ring for ring in rings if _encloses(ring, FARTHEST * max(picture.height, picture.width))], None
+    return [ring for ring in rings if _encloses(ring, picture)], None
 
 
-def _encloses(ring: object, farthest: int) -> bool:
-    """Tell whether a ring (x, y, x, y, ...) has an area, by the shoelace formula, and lies about the picture."""
+def _encloses(ring: object, picture: Picture) -> bool:
+    """Tell whether a ring (x, y, x, y, ...) has an area, by the shoelace formula, and reaches into the picture."""
     if not isinstance(ring, list) or len(ring) < SMALLEST_RING or len(ring) % 2:
         return False
     try:
         numbers = np.array(ring)
     except ValueError:  # lists of different lengths in it
         return False
+    farthest = FARTHEST * max(picture.height, picture.width)
     if numbers.ndim != 1 or numbers.dtype.kind not in "if" or not (np.abs(numbers) <= farthest).all():
         return False  # so is what is not finite
     x, y = numbers[::2], numbers[1::2]
+    if x.max() <= 0 or y.max() <= 0 or x.min() >= picture.width or y.min() >= picture.height:
+        return False
     twice = np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]) + x[-1] * y[0] - y[-1] * x[0]
     return bool(abs(twice) > 1e-6)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import ShotGroup
-from trainer.detection.annotations import Picture
+from trainer.detection.annotations import Category, Picture
 from trainer.detection.faults import Faults
 from trainer.detection.masks import Canvas, draw
 from trainer.detection.packing import Objects, PackedAnnotations, default_cache, pack
@@ -87,17 +88,17 @@ def load_detection_splits(data: DetectionData) -> DetectionSplits:
     """Open both splits of a recipe; faults are reported, or refused where the recipe says so.
 
     Raises:
-        TrainerError: no such file, one of another form, splits with different classes, or no picture left.
+        TrainerError: no such file, one of another form, splits with different classes, or no picture or object left.
     """
     train, test = (_open(data, name, part) for name, part in (("train", data.train), ("test", data.test)))
     categories = train.packed.categories
-    others = test.packed.categories
-    if [(one.id, one.name) for one in categories] != [(one.id, one.name) for one in others]:
-        raise TrainerError(
-            f"data.test.annotations: {data.test.annotations} has {len(others)} categories, and "
-            f"{data.train.annotations} has {len(categories)} or others; give files of one data set"
-        )
+    _refuse_others(data, categories, test.packed.categories)
     counts = class_counts(train.labels_by_picture(), len(categories))
+    if not counts.sum():
+        raise TrainerError(
+            f"data.train.annotations: {data.train.annotations} has no object in its {len(train)} whole pictures to "
+            "train on, but for crowds and what was skipped; give a file with annotations"
+        )
     groups = [
         SHOT_GROUPS.get(one.frequency or "", _group_of(int(n))) for one, n in zip(categories, counts, strict=True)
     ]
@@ -132,6 +133,17 @@ def ground_truth(split: DetectionSplit, shot_groups: list[ShotGroup]) -> dict[st
         for category, group in zip(packed.categories, shot_groups, strict=True)
     ]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _refuse_others(data: DetectionData, trained: list[Category], tested: list[Category]) -> None:
+    """Refuse splits with different classes, and name the first that differs."""
+    for one, other in zip_longest(trained, tested):
+        names = [f"category {some.id}, {some.name!r}" if some else "no more categories" for some in (one, other)]
+        if names[0] != names[1]:
+            raise TrainerError(
+                f"data.test.annotations: {data.test.annotations} has {names[1]}, where {data.train.annotations} has "
+                f"{names[0]}; give files of one data set"
+            )
 
 
 def _open(data: DetectionData, name: str, part: AnnotatedPictures) -> DetectionSplit:

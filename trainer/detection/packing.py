@@ -23,7 +23,7 @@ from trainer.detection.masks import Outline
 from trainer.errors import TrainerError, writing
 from trainer.progress import console
 
-VERSION = 1
+VERSION = 2
 INDEX_FILE = "index.json"
 
 
@@ -121,7 +121,7 @@ def pack(file: Path, cache: Path) -> PackedAnnotations:
     """Open the packed form of a file, making it if the cache lacks it; of several processes one makes it.
 
     Raises:
-        TrainerError: the file cannot be read or is none of LVIS or COCO, or the cache cannot be written.
+        TrainerError: the file cannot be read or is none of LVIS or COCO, or the cache cannot be written or is damaged.
     """
     source_hash = _hash(file)
     folder = cache / f"{file.stem}-{source_hash[:16]}-{VERSION}"
@@ -131,7 +131,10 @@ def pack(file: Path, cache: Path) -> PackedAnnotations:
             with FileLock(f"{folder}.lock"):
                 if not (folder / INDEX_FILE).exists():
                     _make(file, source_hash, folder)
-    return PackedAnnotations(folder)
+    try:
+        return PackedAnnotations(folder)
+    except (OSError, ValueError, LookupError, TypeError) as error:  # as a crash of the machine may leave it
+        raise TrainerError(f"{folder}: is damaged ({error}); remove it, and the annotations are packed anew") from error
 
 
 def default_cache() -> Path:

@@ -147,9 +147,9 @@ def _look(
 def _read(record: Path) -> dict[int, Verdict]:
     try:
         rows = json.loads(record.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return {row: Verdict((size, time), Fault(*fault) if fault else None) for row, size, time, fault in rows}
+    except (FileNotFoundError, ValueError, TypeError):  # none yet, or one that a crash of the machine left half written
         return {}
-    return {row: Verdict((size, time), Fault(*fault) if fault else None) for row, size, time, fault in rows}
 
 
 def _write(record: Path, known: dict[int, Verdict]) -> None:

@@ -111,6 +111,10 @@ def test_workers_map_the_same_arrays_and_copy_none(tmp_path: Path) -> None:
         (changed(segmentation={"size": 9, "counts": [1, 80]}), "empty mask", "counts"),
         (changed(image_id=[100]), "unknown picture", "annotation 7: image_id [100]"),
         (changed(category_id={}), "unknown class", "annotation 7 of image 100: category_id {}"),
+        (changed(bbox=[float("nan"), 1, 2, 3]), "degenerate box", "bbox [nan, 1, 2, 3]"),
+        (changed(bbox=[1e308, 1, 1e308, 3]), "degenerate box", "bbox [1e+308, 1, 1e+308, 3]"),
+        (changed(segmentation=[[70, 1, 90, 1, 90, 9]]), "empty mask", "[[70, 1, 90, 1, 90, 9]]"),
+        (changed(image_id="[/red]"), "unknown picture", "annotation 7: image_id '[/red]'"),
     ],
 )
 def test_a_fault_is_counted_named_and_left_out_or_refused(
@@ -204,6 +208,7 @@ def broken(content: dict[str, Any], key: str, row: int, **changes: Any) -> dict[
         (broken(document(), "annotations", 1, id=7), "id 7 occurs twice in annotations"),
         (broken(document(), "categories", 1, name="blue"), "name 'blue' occurs twice in categories"),
         (broken(document(), "categories", 1, name=" "), "category 10: name must be text, got ' '"),
+        (changed(iscrowd="0"), "annotation 7 of image 100: iscrowd must be 0 or 1, got '0'"),
         (broken(document(), "categories", 1, frequency="often"), "frequency must be r, c or f, got 'often'"),
     ],
 )
@@ -262,5 +267,34 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:
     other = document()
     other["categories"][0]["name"] = "purple"
     write(tmp_path, other, "val.json")
-    with pytest.raises(TrainerError, match=r"data.test.annotations: val.json has 3 categories, and train.json"):
+    with pytest.raises(
+        TrainerError, match=r"val.json has category 30, 'purple', where train.json has category 30, 'blue'"
+    ):
         load_detection_splits(tiny_recipe(tmp_path, "data.test.annotations=val.json").data)
+    del other["categories"][0]
+    write(tmp_path, other, "val.json")
+    with pytest.raises(
+        TrainerError, match=r"val.json has no more categories, where train.json has category 30, 'blue'"
+    ):
+        load_detection_splits(tiny_recipe(tmp_path, "data.test.annotations=val.json").data)
+
+
+def test_without_an_object_to_train_on_nothing_begins(tmp_path: Path) -> None:
+    write(tmp_path, document() | {"annotations": []})
+    with pytest.raises(TrainerError, match=r"data.train.annotations: train.json has no object in its 4 whole pictures"):
+        load_detection_splits(tiny_recipe(tmp_path).data)
+
+
+def test_what_a_crash_left_half_written_in_the_cache_is_made_anew_or_named(tmp_path: Path) -> None:
+    write(tmp_path, document())
+    data = tiny_recipe(tmp_path).data
+    load_detection_splits(data)
+    (record,) = (tmp_path / "cache").glob("*-pictures-*.json")
+    whole = record.read_text()
+    record.write_text(whole[: len(whole) // 2])
+    assert len(load_detection_splits(data).train) == 4
+    assert record.read_text() == whole
+    labels = next((tmp_path / "cache").glob("train-*/labels.npy"))
+    labels.write_bytes(labels.read_bytes()[:40])
+    with pytest.raises(TrainerError, match=rf"^{labels.parent}: is damaged \(.*\); remove it, and"):
+        load_detection_splits(data)
