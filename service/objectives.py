@@ -93,8 +93,8 @@ def parse_objective(text: str) -> Objective:
             "The objective cannot be read.",
             field="objective",
             value=text,
-            remedy="Use overall, balanced, many=1,medium=1,few=2 or few>=0.4 then overall; not all weights may be 0, and "
-            "floors lie between 0 and 1.",
+            remedy="Use overall, balanced, many=1,medium=1,few=2 or few>=0.4 then overall; not all weights may be 0, "
+            "and floors lie between 0 and 1.",
         )
     return Objective(text.strip(), weights, bounds)
 
