@@ -82,8 +82,9 @@ def _load(body: nn.Module, config: PyramidConfig) -> None:
     if faults := key_faults(wanted, found):
         listed = "\n  ".join(faults)
         raise TrainerError(
-            f"backbone.weights {config.weights}: do not fit {config.name} ({len(faults)} faults):\n  {listed}\n"
-            "set backbone.name to the network that they were trained with"
+            f"detector.backbone.weights {config.weights}: do not fit {config.name} ({len(faults)} faults):"
+            f"\n  {listed}\n"
+            "set detector.backbone.name to the network that they were trained with"
         )
     body.load_state_dict({key: value for key, (_, value) in found.items()}, strict=False)
 
@@ -93,8 +94,8 @@ def _hub_weights(name: str) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = get_model(name, weights="IMAGENET1K_V1").state_dict()
     except (OSError, RuntimeError) as error:
         raise TrainerError(
-            f"backbone {name!r}: its weights could not be loaded ({error}); check the network, set "
-            "backbone.weights to a file in its place, or set backbone.pretrained=false"
+            f"detector.backbone {name!r}: its weights could not be loaded ({error}); check the network, set "
+            "detector.backbone.pretrained=false, and detector.backbone.weights to a file in their place if there is one"
         ) from error
     return weights
 

@@ -9,10 +9,13 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.ops import FrozenBatchNorm2d
 
+from trainer.config import read_recipe
+from trainer.detection import backbone
 from trainer.detection.backbone import STRIDES, Pyramid
 from trainer.detection.config import ProposalConfig, PyramidConfig
 from trainer.detection.pooling import _pool_everywhere, pool_regions, region_levels
 from trainer.detection.proposals import Anchors
+from trainer.detection.recipe import DetectionRecipe
 from trainer.detection.sampling import sample_regions
 from trainer.detection.types import Targets
 from trainer.errors import TrainerError
@@ -77,5 +80,22 @@ def test_without_weights_norms_are_trained_and_with_them_they_are_frozen(tmp_pat
 
 def test_weights_of_another_network_are_refused_key_by_key(tmp_path: Path) -> None:
     save_file(get_model("resnet18").state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(TrainerError, match="do not fit resnet34"):
+    with pytest.raises(TrainerError, match=r"^detector\.backbone\.weights .*: do not fit resnet34"):
         Pyramid(PyramidConfig(name="resnet34", weights=str(tmp_path / "weights.safetensors")))
+
+
+def test_the_remedy_for_weights_that_cannot_be_fetched_is_one_that_the_recipe_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(backbone, "get_model", no_network)
+    with pytest.raises(
+        TrainerError, match="no network.*detector.backbone.pretrained=false, and detector.backbone.weight"
+    ):
+        backbone._hub_weights("resnet50")
+    settings = ["detector.backbone.pretrained=false", f"detector.backbone.weights={tmp_path}"]
+    recipe = read_recipe("lvis_v1", settings)
+    assert isinstance(recipe, DetectionRecipe)
+    assert recipe.detector.backbone.weights == str(tmp_path)
