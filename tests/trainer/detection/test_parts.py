@@ -92,7 +92,7 @@ def test_the_remedy_for_weights_that_cannot_be_fetched_is_one_that_the_recipe_ta
 
     monkeypatch.setattr(backbone, "get_model", no_network)
     with pytest.raises(
-        TrainerError, match="no network.*detector.backbone.pretrained=false, and detector.backbone.weight"
+        TrainerError, match=r"no network.*detector.backbone.pretrained=false, and detector.backbone.weight"
     ):
         backbone._hub_weights("resnet50")
     settings = ["detector.backbone.pretrained=false", f"detector.backbone.weights={tmp_path}"]
