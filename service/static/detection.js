@@ -118,6 +118,7 @@ function setAlpha(alpha) {
   state.alpha = allowed(alpha, state.terms.alpha);
   showKnobs();
   clearTimeout(settling);
+  clearTimeout(pending); // what was found before was not found at this alpha
   settling = setTimeout(ask, SETTLED);
 }
 

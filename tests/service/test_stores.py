@@ -370,8 +370,12 @@ def test_a_running_service_makes_dropped_tables_again_and_says_its_model_there(u
     with pytest.raises(StoreUnavailable):
         keeping.refresh()
     keeping.refresh()
-    assert keeping.callers.of_name("shop") is None
+    assert keeping.callers.of_name("shop") is not None, "the last known policies go on"
     assert keeping.predictions.model(manifest.version) is not None
+    keeping.policies.add("market", ClientPolicy(), who="ann")
+    keeping.refresh()
+    assert keeping.callers.of_name("shop") is None
+    assert keeping.callers.of_name("market") is not None
     keeping.database.close()
 
 
