@@ -82,11 +82,12 @@ def test_directions_move_and_stay_finite(run: Path) -> None:
     assert all(one.isfinite().all() and one.any() for one in directions)
 
 
-@pytest.mark.parametrize("steps", [2, 3])
-def test_a_resumed_run_is_like_an_unbroken_one(run: Path, pictures: Path, tmp_path: Path, steps: int) -> None:
+def test_a_run_resumed_within_its_second_epoch_is_like_an_unbroken_one(
+    run: Path, pictures: Path, tmp_path: Path
+) -> None:
     recipe = tiny_recipe(pictures, "checkpoint_steps=1")
     training = DetectorTraining(recipe, load_detection_splits(recipe.data), CPU)
-    own_step, left = training._step, iter(range(steps))
+    own_step, left = training._step, iter(range(3))
 
     def stop_in_time(batch: Batch, rate: float) -> dict[str, torch.Tensor]:
         if next(left, None) is None:
@@ -97,7 +98,7 @@ def test_a_resumed_run_is_like_an_unbroken_one(run: Path, pictures: Path, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         training.run(tmp_path)
     stopped = detection_checkpoint(tmp_path)
-    assert (stopped.epoch, stopped.step) == divmod(steps, 2)
+    assert (stopped.epoch, stopped.step) == (1, 1)
     torch.manual_seed(12345)
     train_detector(recipe, tmp_path, device_name="cpu", resume=True)
     resumed, unbroken = detection_checkpoint(tmp_path), detection_checkpoint(run)
