@@ -50,12 +50,11 @@ clean: ## Remove the environment, caches, runs and bundles of the demo
 	rm -rf $(VENV) $(RUN) $(BUNDLE) $(SAMPLES) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps make a second call quick; a changed pyproject or lock installs again. Python compiles what is imported when
-# it is; pip would compile all of it at once.
+# The stamps make a second call quick; a changed pyproject or lock installs again.
 $(VENV)/.installed-demo: EXTRAS := trainer,service
 $(VENV)/.installed-test: EXTRAS := trainer,service,test
 $(VENV)/.installed-%: pyproject.toml requirements.lock | $(VENV)/bin/python
-	$(BIN)/python -m pip install --no-compile --constraint requirements.lock --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --constraint requirements.lock --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/bin/python:
