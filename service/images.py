@@ -1,7 +1,8 @@
 """From the bytes of a picture to the model's pixels, as the manifest says; what is refused is refused early.
 
 Only JPEG, PNG and WebP are ever parsed, whatever the declared type; size and pixels are read from the header
-before anything is decoded. JPEG by simplejpeg where the manifest says so (`service.jpeg`), all else by Pillow.
+before anything is decoded. JPEG by simplejpeg where the manifest says so (`service.jpeg`), small plain PNGs by
+kornia-rs (`service.plain_png`), all else by Pillow.
 The rules, the same as in training and export:
 
 - the EXIF orientation is applied; colour profiles are ignored; transparency is dropped, as Pillow's
@@ -24,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage
 from service.jpeg import JpegHead, decode_rgb, is_jpeg, read_head
-from service.plain_png import PlainPngDecoder, count_png_chunks, lacks_pixels
+from service.plain_png import count_png_chunks, decode_plain_png, lacks_pixels
 
 Pixels = NDArray[np.uint8]
 
@@ -80,7 +81,6 @@ class ImageDecoder:
         size = spec.width, spec.height
         # A picture of the input's size from which nothing is resized or cropped: to find that out each time takes 4 us.
         self._as_it_is = size if spec.geometry(*size) == (size, (0, 0, *size)) else None
-        self._decode_plain_png = PlainPngDecoder().decode
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         Image.MAX_IMAGE_PIXELS = None
 
@@ -95,12 +95,13 @@ class ImageDecoder:
             InvalidImage: it is broken, animated, or of another format.
             ImageTooLarge: it has too many pixels.
         """
-        plain = self._decode_plain_png(data, self._inline_pixels) if len(data) <= _INLINE_BYTES else None
+        plain = decode_plain_png(data, self._inline_pixels) if len(data) <= _INLINE_BYTES else None
         if plain is not None:
-            if plain.size == self._as_it_is:
-                return _array(plain)
-            self._refuse_by_resized(*plain.size, field)
-            return self._fitted(plain)
+            height, width, _ = plain.shape
+            if (width, height) == self._as_it_is:
+                return plain
+            self._refuse_by_resized(width, height, field)
+            return self._fitted(Image.fromarray(plain))
         if len(data) > _INLINE_BYTES or count_png_chunks(data, _INLINE_CHUNKS) > _INLINE_CHUNKS:
             return await asyncio.get_running_loop().run_in_executor(self._executor, self._whole, data, field)
         image = self._open(data, field)
