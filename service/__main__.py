@@ -174,7 +174,7 @@ def _run(app: FrontDoor, settings: Settings, sockets: list[socket.socket]) -> No
         ws="none",
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
     )
-    server = DrainingServer(config, app.state.service, app.reloader)
+    server = DrainingServer(config, app.service, app.reloader)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, server.handle_hangup)
     _have_garbage_looked_for_seldom()

@@ -87,7 +87,7 @@ def create_app(
                 task.cancel()
             service.readiness.end()
             await service.batcher.close(settings.shutdown_timeout)
-            app.state.service.decoder.close()
+            app.service.decoder.close()
             await asyncio.to_thread(service.keeping.end, _LAST_WRITE)
             if app.tracing:
                 await asyncio.to_thread(app.tracing.close)
@@ -101,11 +101,11 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # whoever sends a body does not follow a redirect
     )
-    app.state.service = service
+    app.service = service
 
     def swap(loaded: Loaded) -> None:
         """Have requests meet the new model from now on; those under way keep the `Service` that they began with."""
-        app.state.service = replace(service, **_parts_of(loaded.model, loaded.exhibits, settings))
+        app.service = replace(service, **_parts_of(loaded.model, loaded.exhibits, settings))
         service.batcher.start_anew(**_pace_of(loaded.model, settings))
         _announce(loaded.model, service.metrics)
         service.keeping.remember(loaded.model.manifest)

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, thread_time
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 _RUNS_UNTIL_KNOWN = 50
 """Runs after which their pace says how long the next will take."""
 _MANY = 2
+_TURNS = 2
+"""Of the loop: what a request takes from the socket to the queue."""
 _LONG = 0.05
 """Seconds after which a caller's wait is long."""
 
@@ -51,6 +53,18 @@ class _Entry(Generic[Item, Result]):
     seconds: float = 0.0
 
 
+class _Pace:
+    """The mean of what was observed, the latest above all."""
+
+    __slots__ = ("mean",)
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+
+    def observe(self, value: float) -> None:
+        self.mean += 0.2 * (value - self.mean) if self.mean else value
+
+
 class DynamicBatcher(Generic[Item, Result]):
     """Batches items of concurrent callers for `run_batch`, which runs in one thread of its own.
 
@@ -59,8 +73,9 @@ class DynamicBatcher(Generic[Item, Result]):
         max_batch_size: most items in one call.
         max_queue_size: most items that may wait.
         max_queue_delay: seconds that the oldest item waits for a fuller batch while the function is idle.
-        brief: a batch that, to judge by those before it, takes less than so many seconds is run on the event loop, as
-            the way to another thread and back would take longer than the run. Only for a function that cannot hang.
+        brief: a batch that, to judge by those before it, takes less than so many seconds of the processor is run on the
+            event loop, as the way to another thread and back would take longer than the run. Only for a function that
+            cannot hang.
         metrics: where to count.
 
     Attributes:
@@ -98,7 +113,8 @@ class DynamicBatcher(Generic[Item, Result]):
         self._stopped = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._seconds_per_item = 0.0
+        self._seconds_per_item = _Pace()
+        self._work_per_item = _Pace()  # of the processor: in a thread a run also waits for its turn in the interpreter
         self._executor = _one_thread()
         metrics.queue_capacity.set(max_queue_size)
         metrics.queue_depth.set_function(lambda: self.depth)
@@ -121,7 +137,8 @@ class DynamicBatcher(Generic[Item, Result]):
             max_batch_size, brief: as the class takes them.
         """
         self._max_batch_size, self._brief = max_batch_size, brief
-        self._runs, self._seconds_per_item = 0, 0.0
+        self._runs = 0
+        self._seconds_per_item, self._work_per_item = _Pace(), _Pace()
 
     def admit(self, count: int) -> "Admission[Item, Result]":
         """Reserve places for `count` items, or refuse; a context manager whose end gives unused places back.
@@ -190,8 +207,20 @@ class DynamicBatcher(Generic[Item, Result]):
             if not due:
                 return
             self._wakeup.cancel()
-        self._wakeup = loop.call_soon(self._start) if due else loop.call_later(wait, self._start)
+        self._wakeup = loop.call_soon(self._let_in, _TURNS) if due else loop.call_later(wait, self._start)
         self._wakes_soon = due
+
+    def _let_in(self, turns: int) -> None:
+        """Start, but a brief batch that more callers could fill in so many turns of the loop.
+
+        Whoever was just answered asks again while the last of the answers are written. A request takes two turns from
+        the socket to the queue; without them callers fall apart into groups that take turns, in half the batch each.
+        """
+        room = min(self._max_batch_size, self.callers())
+        if turns and not self._halves and len(self._queue) < room and self._is_brief(room):
+            self._wakeup = asyncio.get_running_loop().call_soon(self._let_in, turns - 1)
+        else:
+            self._start()
 
     def _start(self) -> None:
         if self._wakeup is not None:
@@ -215,34 +244,39 @@ class DynamicBatcher(Generic[Item, Result]):
 
     def _is_brief(self, count: int) -> bool:
         """Tell whether a run of so many is known to be over before another thread would have begun."""
-        return self._runs >= _RUNS_UNTIL_KNOWN and count * self._seconds_per_item < self._brief
+        return self._runs >= _RUNS_UNTIL_KNOWN and count * self._work_per_item.mean < self._brief
 
     def _submit(self, batch: list[_Entry[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()
         items = [entry.item for entry in batch]
 
         def attempt() -> None:
-            outcome, seconds = self._attempt(items)
+            result = self._attempt(items)
             with suppress(RuntimeError):  # the loop has ended, and nobody waits
-                loop.call_soon_threadsafe(self._finish, batch, outcome, seconds)
+                loop.call_soon_threadsafe(self._finish, batch, *result)
 
         try:
             self._executor.submit(attempt)  # and not `run_in_executor`: its futures take two more turns of the loop
         except RuntimeError as cause:  # there is no thread to be had, or someone has ended it
             logger.error("the inference thread is gone (%s); another takes its place", cause)
             self._executor = _one_thread()
-            loop.call_soon(self._finish, batch, _inference_failed(cause), 0.0)
+            loop.call_soon(self._finish, batch, _inference_failed(cause), 0.0, 0.0)
 
-    def _attempt(self, items: list[Item]) -> tuple[Sequence[Result] | ServiceError, float]:
-        """Run the batch and return what comes of it, whatever goes wrong too, and the seconds that it took."""
-        begin = perf_counter()
+    def _attempt(self, items: list[Item]) -> tuple[Sequence[Result] | ServiceError, float, float]:
+        """Run the batch and return what comes of it, whatever goes wrong too, and the seconds that it took.
+
+        Returns:
+            The results or the error; seconds by the clock; seconds of the processor in this thread.
+        """
+        begin, work = perf_counter(), thread_time()
+        outcome: Sequence[Result] | ServiceError
         try:
-            results = self._run_batch(items)
-            if len(results) != len(items):
-                raise RuntimeError(f"a batch of {len(items)} gave {len(results)} results")
+            outcome = self._run_batch(items)
+            if len(outcome) != len(items):
+                raise RuntimeError(f"a batch of {len(items)} gave {len(outcome)} results")
         except BaseException as cause:
-            return _inference_failed(cause), perf_counter() - begin
-        return results, perf_counter() - begin
+            outcome = _inference_failed(cause)
+        return outcome, perf_counter() - begin, thread_time() - work
 
     def _take(self) -> list[_Entry[Item, Result]]:
         if self._halves:
@@ -261,11 +295,12 @@ class DynamicBatcher(Generic[Item, Result]):
         batch: list[_Entry[Item, Result]],
         outcome: Sequence[Result] | ServiceError,
         seconds: float,
+        work: float,
     ) -> None:
         self._running = []
         self._runs += 1
-        pace = seconds / len(batch)
-        self._seconds_per_item += 0.2 * (pace - self._seconds_per_item) if self._seconds_per_item else pace
+        self._seconds_per_item.observe(seconds / len(batch))
+        self._work_per_item.observe(work / len(batch))
         self._metrics.inference_seconds.observe(seconds)
         if isinstance(outcome, ServiceError):
             self._fail(batch, outcome, monotonic())
@@ -306,7 +341,7 @@ class DynamicBatcher(Generic[Item, Result]):
                 entry.future.exception()  # marks it as seen: a caller that was cancelled never looks
 
     def _seconds_until_drained(self) -> int:
-        return max(1, math.ceil((self.depth + len(self._running)) * self._seconds_per_item))
+        return max(1, math.ceil((self.depth + len(self._running)) * self._seconds_per_item.mean))
 
 
 def _one_thread() -> ThreadPoolExecutor:
@@ -353,10 +388,10 @@ class Admission(Generic[Item, Result]):
     @property
     def seconds(self) -> tuple[float, float]:
         """How long the items waited in the queue, and how long the function took for them: of each the longest."""
-        return (
-            max((entry.started - entry.since for entry in self._entries), default=0.0),
-            max((entry.seconds for entry in self._entries), default=0.0),
-        )
+        queue = inference = 0.0
+        for entry in self._entries:
+            queue, inference = max(queue, entry.started - entry.since), max(inference, entry.seconds)
+        return queue, inference
 
     async def run(
         self, items: Sequence[Item], *, deadline: float, when_long: Callable[[], None] | None = None

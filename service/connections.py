@@ -160,7 +160,7 @@ class Connection(OneWriteProtocol):
 
     @property
     def _service(self) -> Service:
-        return cast(Service, cast(FrontDoor, self.config.app).state.service)
+        return cast(FrontDoor, self.config.app).service
 
     def on_message_complete(self) -> None:
         """End a request, unless its head is parsed again."""

@@ -17,7 +17,7 @@ from service import security_headers
 from service.errors import ServiceError
 from service.reload import Reloader
 from service.request_headers import SortedHeaders
-from service.routes.context import service_of
+from service.routes.context import Service
 from service.routes.failures import failure, unexpected
 from service.routes.predict import predict
 from service.telemetry import Exchange, log_access
@@ -35,12 +35,14 @@ class FrontDoor(FastAPI):
     """The app.
 
     Attributes:
+        service: the parts that requests meet.
         counted_routes: the paths that metrics tell apart; any other path counts as 'other'.
         tracing: where spans go; None: there are none.
         logs_access: log a line for each request.
         reloader: what takes a new bundle over; None: nothing does.
     """
 
+    service: Service
     counted_routes: frozenset[str] = frozenset()
     tracing: Tracing | None = None
     logs_access: bool = False
@@ -55,7 +57,7 @@ class FrontDoor(FastAPI):
         request = _Request(scope, receive)
         exchange = Exchange.begin(scope["headers"])
         followed = self._follow(exchange, scope) if self.tracing or self.logs_access else None
-        count, path = service_of(request).metrics.count_request, scope["path"]
+        count, path = self.service.metrics.count_request, scope["path"]
         if path == PREDICT and scope["method"] == "POST":
             response = await _predict(request)
             count(path, response.status_code)

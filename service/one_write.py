@@ -22,9 +22,20 @@ _HEAD = b"HTTP/1."
 class OneWriteProtocol(HttpToolsProtocol):
     """Gives uvicorn a transport that waits with the head for the body, and requests a way past it."""
 
+    _default_headers: list[tuple[bytes, bytes]] | None = None
+    _default_lines = b""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
         super().connection_made(_Corked(transport, self.loop))  # type: ignore[arg-type]
+
+    def default_lines(self) -> bytes:
+        """Return the headers that every answer has, as lines; they change with the second."""
+        headers = self.server_state.default_headers
+        if headers is not self._default_headers:
+            self._default_headers = headers
+            self._default_lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        return self._default_lines
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End a connection. Its last request knew it, and would keep it and itself until garbage is looked for."""
@@ -73,9 +84,8 @@ def _whole(
             return False
         if not cycle.keep_alive or cycle.response_started or cycle.waiting_for_100_continue:
             return False
-        own = [b"%b: %b\r\n" % header for header in cycle.default_headers]
         cycle.response_started = cycle.response_complete = True
-        protocol.transport.write(b"".join((STATUS_LINE[status], *own, lines, b"\r\n", body)))
+        protocol.transport.write(b"".join((STATUS_LINE[status], protocol.default_lines(), lines, b"\r\n", body)))
         cycle.message_event.set()
         cycle.on_response()
         return True

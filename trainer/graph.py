@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from trainer.augment import to_unit_range
 from trainer.head import FoldedHead, combine, unit
 from trainer.model import LongTailClassifier
 
@@ -25,8 +24,6 @@ class ServingGraph(nn.Module):
     Source: Tang et al. 2020, Eq. 8; Menon et al., *Long-Tail Learning via Logit Adjustment*, ICLR 2021, Eq. 9.
     """
 
-    mean: Tensor
-    std: Tensor
     log_class_share: Tensor
 
     def __init__(
@@ -35,8 +32,7 @@ class ServingGraph(nn.Module):
         super().__init__()
         self.backbone = model.backbone.half() if half else model.backbone
         self.dtype = torch.float16 if half else torch.float32
-        self.register_buffer("mean", model.mean)
-        self.register_buffer("std", model.std)
+        self.normalise = PixelNormalisation(model.mean, model.std)
         self.register_buffer("log_class_share", log_class_share)
         self.branches = ServedBranches(model.head.fold(direction))
 
@@ -44,11 +40,31 @@ class ServingGraph(nn.Module):
         self, image: Tensor, alpha: Tensor, prior_strength: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Map uint8 images [N, H, W, 3], alpha [N] and prior strength [N] to the outputs that ``OUTPUTS`` names."""
-        pixels = (to_unit_range(image.permute(0, 3, 1, 2)) - self.mean) / self.std
-        features, feature_map = self.backbone(pixels.to(self.dtype))
+        features, feature_map = self.backbone(self.normalise(image).to(self.dtype))
         factual, counterfactual, cosine = self.branches(features.float())
         logits = combine(factual, counterfactual, alpha) - prior_strength.unsqueeze(-1) * self.log_class_share
         return logits, factual, counterfactual, cosine, feature_map.float()
+
+
+class PixelNormalisation(nn.Module):
+    """(image / 255 - mean) / std as one product and one sum: a quarter of what a runtime takes for each step by itself.
+
+    Args:
+        mean, std: of the channels [1, 3, 1, 1], for pixels in [0, 1].
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map uint8 images [N, H, W, 3] to float32 [N, 3, H, W]."""
+        normalised: Tensor = image.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+        return normalised
 
 
 class ServedBranches(nn.Module):

@@ -74,7 +74,7 @@ class Evenkeel:
 
     async def check_health(self) -> None:
         """Raise what Ray takes as 'not healthy'."""
-        reason = self.app.state.service.readiness.reason
+        reason = self.app.service.readiness.reason
         if reason is not None:
             raise RuntimeError(reason)
 

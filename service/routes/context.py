@@ -88,7 +88,8 @@ class Service:
 
 def service_of(request: Request) -> Service:
     """Return the parts of the app that the request came to."""
-    return cast(Service, request.app.state.service)
+    service: Service = request.scope["app"].service
+    return service
 
 
 class PlainRoute(APIRoute):

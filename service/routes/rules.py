@@ -147,6 +147,7 @@ class Rules(RequestRules[PredictQuery]):
         self.settings = settings
         self.terms = fit(ClientPolicy(), manifest, settings.max_prior_strength) if terms is None else terms
         self._classes = len(manifest.classes)
+        self._usual = Knobs(self.terms.alpha, self.terms.prior_strength, self.terms.log_target)
 
     def query(self, images: Sequence[GivenImage], options: Options) -> PredictQuery:
         """Return the query of pictures."""
@@ -175,11 +176,13 @@ class Rules(RequestRules[PredictQuery]):
 
     def chosen(self, alpha: float | None, prior_strength: float | None) -> Knobs:
         """Return the knobs of a picture; None: the default."""
-        terms = self.terms
+        usual = self._usual
+        if alpha is None and prior_strength is None:
+            return usual
         return Knobs(
-            terms.alpha if alpha is None else alpha,
-            terms.prior_strength if prior_strength is None else prior_strength,
-            terms.log_target,
+            usual.alpha if alpha is None else alpha,
+            usual.prior_strength if prior_strength is None else prior_strength,
+            usual.log_target,
         )
 
     def alpha(self, value: float, field: str) -> float:

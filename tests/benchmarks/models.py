@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from service.bundle import AlphaSpec, Bundle, ClassInfo, ManifestDraft, Parity, TdeSpec, read_bundle, write_bundle
-from trainer.augment import to_unit_range
 from trainer.config import Recipe, load_recipe
 from trainer.export import OPSET, PARITY_PRIOR_STRENGTHS, check_parity, export_onnx
-from trainer.graph import OUTPUTS, ServingGraph
+from trainer.graph import OUTPUTS, PixelNormalisation, ServingGraph
 from trainer.model import LongTailClassifier
 
 TINY, CIFAR, HEAVY = ("cifar10_lt", 10), ("cifar100_lt", 100), ("imagenet_lt", 1000)
@@ -92,12 +91,11 @@ class _Plain(nn.Module):
 
     def __init__(self, classifier: LongTailClassifier, classes: int) -> None:
         super().__init__()
-        self.mean, self.std, self.backbone = classifier.mean, classifier.std, classifier.backbone
+        self.normalise, self.backbone = PixelNormalisation(classifier.mean, classifier.std), classifier.backbone
         self.linear = nn.Linear(classifier.backbone.num_features, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        pixels = (to_unit_range(image.permute(0, 3, 1, 2)) - self.mean) / self.std
-        logits: Tensor = self.linear(self.backbone(pixels)[0])
+        logits: Tensor = self.linear(self.backbone(self.normalise(image))[0])
         return logits
 
 

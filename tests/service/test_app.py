@@ -57,7 +57,7 @@ def test_unknown_paths_share_one_label(client: TestClient) -> None:
 
 def test_ready_from_start_to_shutdown() -> None:
     app = create_app(Settings(), FakeModel())
-    service = app.state.service
+    service = app.service
     assert service.readiness.reason == "The service is starting."
     with TestClient(app) as client:
         assert client.get("/readyz").json() == {"status": "ready"}

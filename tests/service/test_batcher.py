@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -397,6 +398,20 @@ async def test_a_function_known_to_be_brief_runs_on_the_loop_and_a_slow_one_in_i
     assert [thread == own for thread in threads] == [False] * 50 + [True] * 10 + [False] * 60
 
 
+async def test_a_run_is_brief_by_its_work_and_not_by_what_it_waits_for_the_interpreter(make: Make) -> None:
+    threads: list[int] = []
+
+    def run(items: list[int]) -> list[str]:
+        threads.append(threading.get_ident())
+        time.sleep(0.002)
+        return [f"item {item}" for item in items]
+
+    batcher = make(run, brief=0.001)
+    for item in range(51):
+        await ask(batcher, item)
+    assert threads[-1] == threading.get_ident() != threads[0]
+
+
 async def test_on_the_loop_too_only_the_item_at_fault_fails(make: Make, echo: Echo) -> None:
     batcher = make(brief=5.0)
     for item in range(50):
@@ -445,6 +460,18 @@ async def test_who_is_not_alone_or_may_gain_company_by_waiting_waits(make: Make)
     slow = make()
     slow.callers = lambda: 1
     assert turns_of(ask(slow, 1)) is None
+
+
+async def test_a_brief_batch_takes_in_who_is_on_the_way_and_waits_for_nobody_else(make: Make, echo: Echo) -> None:
+    batcher = await known_to_be_brief(make)
+    batcher.callers = lambda: 3
+    for turns, batches in ((0, [[1, 2]]), (1, [[1, 2]]), (2, [[1, 2]]), (5, [[1], [2]])):
+        echo.batches.clear()
+        first = asyncio.create_task(ask(batcher, 1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await asyncio.gather(first, ask(batcher, 2))
+        assert echo.batches == batches
 
 
 async def test_a_full_brief_batch_starts_at_once_and_those_in_it_are_answered(make: Make, echo: Echo) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import pytest
 import uvicorn
-from starlette.datastructures import State
 from starlette.types import Receive, Scope, Send
 
 from service.app import create_app
 from service.connections import MOST_AHEAD, Connection
+from service.routes.context import Service
 from service.settings import Settings
 from tests.service.fakes import FakeModel
 
@@ -26,7 +26,7 @@ class Served:
     server: uvicorn.Server = field(init=False)
     port: int = 0
     open: asyncio.Event = field(default_factory=asyncio.Event)
-    state: State = field(default_factory=lambda: create_app(Settings(), FakeModel()).state)
+    service: Service = field(default_factory=lambda: create_app(Settings(), FakeModel()).service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.open.wait()
@@ -165,7 +165,7 @@ async def test_while_the_service_ends_each_answer_ends_its_connection(served: Se
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(GET % 1)
     assert b"connection: close" not in await reader.readuntil(b"]\n")
-    served.state.service.readiness.end()
+    served.service.readiness.end()
     writer.write(GET % 2)
     answer = await asyncio.wait_for(reader.read(-1), 10)
     assert b"connection: close\r\n" in answer

@@ -113,7 +113,7 @@ def test_requests_under_way_end_with_the_model_that_they_began_with() -> None:
         waiting = [threading.Thread(target=lambda: answers.append(predict(client))) for _ in range(3)]
         for thread in waiting:
             thread.start()
-        in_flight = app.state.service.metrics.registry.get_sample_value
+        in_flight = app.service.metrics.registry.get_sample_value
         wait_until(lambda: in_flight("evenkeel_images_in_flight") == 3)
         client.portal.call(app.reloader.request)  # type: ignore[union-attr]
         wait_until(lambda: client.get("/model").json()["name"] == "other")

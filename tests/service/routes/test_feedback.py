@@ -76,7 +76,7 @@ def test_labels_of_new_predictions_that_never_were_hold_nobody_up(served: TestCl
 
 
 def test_a_prediction_that_another_process_has_not_written_yet_is_waited_for(served: TestClient) -> None:
-    keeping = served.app.state.service.keeping  # type: ignore[attr-defined]
+    keeping = served.app.service.keeping  # type: ignore[attr-defined]
     late = f"{int(time.time() * 1000):012x}{0:014x}"
     row = KeptPrediction(late, "", keeping._manifest.version, time.time(), 1.0, 0.0, 4.0, "", 0, bytes(10))
     with ThreadPoolExecutor(1) as pool:

@@ -96,7 +96,7 @@ def test_another_model_or_version_is_not_found_in_the_protocols_form(client: Tes
 
 
 def test_not_ready_is_said_of_the_server_and_of_the_model(client: TestClient) -> None:
-    client.app.state.service.readiness.refuse("The service is shutting down.")  # type: ignore[attr-defined]
+    client.app.service.readiness.refuse("The service is shutting down.")  # type: ignore[attr-defined]
     for path in ("/v2/health/ready", "/v2/models/tiny/ready"):
         refused(client.get(path), 503, "not_ready")
     assert client.get("/v2/health/live").status_code == 200
@@ -120,7 +120,7 @@ def test_tensors_go_in_and_all_but_the_feature_map_comes_out(client: TestClient,
 def test_the_logits_are_the_formula(client: TestClient) -> None:
     strength = 0.5
     content = infer(client, image(0, 1), knob("alpha", 0.5, 2), knob("prior_strength", strength, 0))
-    share = client.app.state.service.predictor.log_class_share  # type: ignore[attr-defined]
+    share = client.app.service.predictor.log_class_share  # type: ignore[attr-defined]
     factual, counterfactual = tensor(content, "factual_logits"), tensor(content, "counterfactual_logits")
     expected = factual - np.array([[0.5], [2]]) * counterfactual - np.array([[strength], [0]]) * share
     np.testing.assert_allclose(tensor(content, "logits"), expected, rtol=1e-6)
@@ -385,7 +385,7 @@ def test_predictions_can_be_labelled_and_replayed(shop: tuple[TestClient, dict[s
 
 
 def test_predictions_of_which_the_request_wants_no_name_are_not_kept(client: TestClient) -> None:
-    recorder = client.app.state.service.keeping.recorder  # type: ignore[attr-defined]
+    recorder = client.app.service.keeping.recorder  # type: ignore[attr-defined]
     infer(client, image(0), outputs=[{"name": "logits"}])
     recorder.flush()
     assert client.get("/metrics").text.count("evenkeel_store_written_total 0.0") == 1
