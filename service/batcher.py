@@ -37,7 +37,7 @@ _RUNS_UNTIL_KNOWN = 50
 _MANY = 2
 _TURNS = 2
 """Of the loop: what a request takes from the socket to the queue."""
-_LONG = 0.05
+_LONG = 0.25
 """Seconds after which a caller's wait is long."""
 
 Item = TypeVar("Item")
