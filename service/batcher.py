@@ -176,10 +176,11 @@ class DynamicBatcher(Generic[Item, Result]):
         self._stopped = True
         self._executor.shutdown(wait=not self._running, cancel_futures=True)
 
-    def _enqueue(self, items: Sequence[Item]) -> list[_Entry[Item, Result]]:
+    def _enqueue(
+        self, items: Sequence[Item], loop: asyncio.AbstractEventLoop, now: float
+    ) -> list[_Entry[Item, Result]]:
         if self._stopped:
             raise _stopped_first()
-        loop, now = asyncio.get_running_loop(), monotonic()
         entries = [_Entry(item, loop.create_future(), now) for item in items]
         self._queue.extend(entries)
         if self._gains_nothing_by_waiting():
@@ -400,7 +401,7 @@ class Admission(Generic[Item, Result]):
 
         Args:
             items: as many as were admitted.
-            deadline: the moment on the loop's clock after which nobody waits.
+            deadline: the moment, by `time.monotonic`, after which nobody waits.
             when_long: called once if the wait is a long one.
 
         Raises:
@@ -409,19 +410,19 @@ class Admission(Generic[Item, Result]):
             ShuttingDown: the service stopped first.
         """
         assert len(items) == self._reserved, "an admission is for a number of items"
-        batcher, loop = self._batcher, asyncio.get_running_loop()
-        now = loop.time()
+        batcher, loop, now = self._batcher, asyncio.get_running_loop(), monotonic()
         if deadline <= now:
             batcher._metrics.rejected_images.labels(DeadlineExceeded.code).inc(len(items))
             raise _too_late()
         batcher._reserved -= self._reserved
         self._reserved = 0
-        self._entries = batcher._enqueue(items)
+        self._entries = batcher._enqueue(items, loop, now)
         if all(entry.future.done() for entry in self._entries):
             return [entry.future.result() for entry in self._entries]
         # One timer for both, as most requests need neither: setting and taking back another costs 2 us.
         self._deadline, self._when_long = deadline, when_long
-        self._timer = loop.call_at(min(deadline, now + _LONG) if when_long else deadline, self._look)
+        left = deadline - now
+        self._timer = loop.call_later(min(left, _LONG) if when_long else left, self._look)
         try:
             return [await entry.future for entry in self._entries]
         finally:
@@ -440,12 +441,13 @@ class Admission(Generic[Item, Result]):
 
     def _look(self) -> None:
         when_long, self._when_long = self._when_long, None
-        loop = asyncio.get_running_loop()
-        if when_long and loop.time() < self._deadline:
-            self._timer = loop.call_at(self._deadline, self._look)
-            when_long()
-        else:
+        left = self._deadline - monotonic()
+        if left <= 0:
             self._give_up(_too_late())
+            return
+        self._timer = asyncio.get_running_loop().call_later(left, self._look)
+        if when_long:
+            when_long()
 
     def _give_up(self, error: ServiceError) -> None:
         open_entries = [entry for entry in self._entries if not entry.future.done()]

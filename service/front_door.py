@@ -108,14 +108,11 @@ def _lines(response: Response, exchange: Exchange) -> bytes:
 class _Request(Request):
     """A request whose headers are looked up, not searched for."""
 
-    _sorted: SortedHeaders | None = None
+    headers: SortedHeaders = None  # type: ignore[assignment]  # a property there, and asked for three times a request
 
-    @property
-    def headers(self) -> SortedHeaders:
-        """The headers; sorted when they are first asked for."""
-        if self._sorted is None:
-            self._sorted = SortedHeaders(self.scope)
-        return self._sorted
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        super().__init__(scope, receive)
+        self.headers = SortedHeaders(scope)
 
 
 async def _predict(request: Request) -> Response:

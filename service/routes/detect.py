@@ -6,7 +6,7 @@ bound: it is written in a thread.
 """
 
 import asyncio
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import cast
 
 import orjson
@@ -30,7 +30,7 @@ from service.telemetry import Times, note_times
 async def detect(request: Request, service: Service, by: DetectionPredictor) -> Response:
     """Answer a prediction request in any of its forms."""
     begin = perf_counter()
-    deadline = asyncio.get_running_loop().time() + patience(request, service.settings)
+    deadline = monotonic() + patience(request, service.settings)
     caller = caller_of(request, service)
     query = await read_query(request, DetectionRules(rules_for(caller, service), by.detection))
     with service.batcher.admit(len(query.images)) as admission:

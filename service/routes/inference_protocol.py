@@ -7,10 +7,9 @@ where this knows pixels.
 Source: KServe, *Open Inference Protocol*; NVIDIA, Triton's extensions for binary data and classification.
 """
 
-import asyncio
 from collections.abc import Sequence
 from importlib.metadata import version
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import orjson
@@ -138,8 +137,8 @@ _INFER: dict[str, Any] = {
 )
 async def infer(request: Request) -> Response:
     """Answer an inference request, in JSON or with binary tensors."""
-    begin, loop = perf_counter(), asyncio.get_running_loop()
-    service, arrived = _model(request), loop.time()
+    begin, arrived = perf_counter(), monotonic()
+    service = _model(request)
     longest = patience(request, service.settings)
     caller = caller_of(request, service)
     rules = rules_for(caller, service)

@@ -5,7 +5,7 @@ is decoded, and whoever has left costs no run of the model.
 """
 
 import asyncio
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import cast
 
 import orjson
@@ -55,7 +55,7 @@ async def predict(request: Request) -> Response:
     if isinstance(by, DetectionPredictor):
         return await detect(request, service, by)
     begin = perf_counter()
-    deadline = asyncio.get_running_loop().time() + patience(request, service.settings)
+    deadline = monotonic() + patience(request, service.settings)
     caller = caller_of(request, service)
     rules = rules_for(caller, service)
     query = await read_query(request, rules)
