@@ -3,13 +3,15 @@
 uvicorn writes the head of an answer and then its body. For a small answer the second system call, and the packet that
 wakes the client for nothing, cost as much as the answer's JSON. Whoever knows the whole answer may also hand it over
 whole, by the extension `WHOLE_ANSWER` of the request's scope: then nothing is left to check or to put together.
-It knows nothing of what is answered.
+
+Such answers leave together, a turn of the loop later: a write that wakes a client costs several times one that meets it
+awake, and who takes answers on many connections is woken once, not for each. It knows nothing of what is answered.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
-from weakref import ReferenceType, ref
+from typing import Any, cast
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -27,7 +29,7 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
-        super().connection_made(_Corked(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(_Corked(transport, _turn_of(self.loop)))  # type: ignore[arg-type]
 
     def default_lines(self) -> bytes:
         """Return the headers that every answer has, as lines; they change with the second."""
@@ -85,7 +87,11 @@ def _whole(
         if not cycle.keep_alive or cycle.response_started or cycle.waiting_for_100_continue:
             return False
         cycle.response_started = cycle.response_complete = True
-        protocol.transport.write(b"".join((STATUS_LINE[status], protocol.default_lines(), lines, b"\r\n", body)))
+        whole = b"".join((STATUS_LINE[status], protocol.default_lines(), lines, b"\r\n", body))
+        if len(protocol.connections) == 1:
+            protocol.transport.write(whole)
+        else:
+            cast(_Corked, protocol.transport).write_soon(whole)
         cycle.message_event.set()
         cycle.on_response()
         return True
@@ -93,35 +99,71 @@ def _whole(
     return answer
 
 
+class _Turn:
+    """What transports hold back in one turn of a loop, until the next."""
+
+    __slots__ = ("_holding", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._holding: list[_Corked] = []
+
+    def add(self, transport: "_Corked") -> None:
+        """Have a transport write what it holds in the next turn."""
+        if not self._holding:
+            self._loop.call_soon(self._end)
+        self._holding.append(transport)
+
+    def _end(self) -> None:
+        holding, self._holding = self._holding, []
+        for each in holding:
+            each.flush()
+
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turn] = WeakKeyDictionary()
+
+
+def _turn_of(loop: asyncio.AbstractEventLoop) -> _Turn:
+    return _turns.setdefault(loop, _Turn(loop))
+
+
 class _Corked:
-    """A transport that holds a head back until what follows it, at the latest until the loop's next turn."""
+    """A transport that holds a head back until what follows it, and whole answers, until the loop's next turn."""
 
-    __slots__ = ("_head", "_loop", "_transport", "_write")
+    __slots__ = ("_held", "_transport", "_turn", "_write")
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._write, self._loop = transport, transport.write, loop
-        self._head: bytes | None = None
+    def __init__(self, transport: asyncio.Transport, turn: _Turn) -> None:
+        self._transport, self._write, self._turn = transport, transport.write, turn
+        self._held: bytes | None = None
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever else a transport can do
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
         """Write, or hold back if it is a head."""
-        head, self._head = self._head, None
-        if head is not None:
-            self._transport.writelines((head, data))
-        elif data.startswith(_HEAD) and data.endswith(b"\r\n\r\n"):
-            self._head = data
-            self._loop.call_soon(self._flush)
-        else:
+        if self._held is None and data.startswith(_HEAD) and data.endswith(b"\r\n\r\n"):
+            self.write_soon(data)
+        elif self._held is None:
             self._write(data)
+        else:
+            held, self._held = self._held, None
+            self._transport.writelines((held, data))
+
+    def write_soon(self, data: bytes) -> None:
+        """Write in the next turn, with what is held already."""
+        if self._held is None:
+            self._held = data
+            self._turn.add(self)
+        else:
+            self._held += data
 
     def close(self) -> None:
         """Write what is held back, and close."""
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self) -> None:
-        head, self._head = self._head, None
-        if head is not None:
-            self._write(head)
+    def flush(self) -> None:
+        """Write what is held back."""
+        held, self._held = self._held, None
+        if held is not None and not self._transport.is_closing():
+            self._write(held)
