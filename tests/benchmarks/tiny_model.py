@@ -72,8 +72,8 @@ def _measure(servers: dict[str, tuple[Server, Body]], connections: int, workplac
     def one(server: Server, body: Body) -> Load:
         return burst(server.url(), body, connections=connections, seconds=workplace.seconds(3))
 
-    for server, body in servers.values():
-        burst(server.url(), body, connections=min(connections, 32), seconds=1, faults_allowed=True)  # some wake up slowly
+    for server, body in servers.values():  # some wake up slowly
+        burst(server.url(), body, connections=min(connections, 32), seconds=1, faults_allowed=True)
     candidates = {name: lambda pair=pair: one(*pair) for name, pair in servers.items()}
     return take_turns(candidates, workplace.rounds(3))
 
