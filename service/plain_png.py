@@ -2,7 +2,8 @@
 
 Most of what reading a small PNG costs is the reader, not the pixels. A PNG of 8-bit RGB, not interlaced, with nothing
 but its pixels and some chunks that cannot change them, goes to kornia-rs, which decodes it in one call (by the crate
-png, in Rust). Whatever is unusual or broken in any way is left to Pillow's reader, which decides and words the refusal.
+png, in Rust). Whatever is unusual or broken is left to Pillow's reader, which decides and words the refusal; only of
+the checksum within the pixels nothing is thought here, as each chunk of them has its own.
 
 Where Pillow is lenient without saying so, PNGs are held against their header here: `lacks_pixels`.
 
@@ -53,7 +54,7 @@ def decode_plain_png(data: bytes, most_pixels: int) -> NDArray[np.uint8] | None:
 def _is_plain(data: bytes) -> bool:
     """Tell whether nothing but pixels follows the header, and chunks without effect before them.
 
-    Whether the header is one, whether checksums are right and pixels whole, the decoder tells.
+    Whether the header is one, whether its checksum and that of pixels are right, and these whole, the decoder tells.
     """
     position, has_pixels = _BEHIND_THE_HEADER, False
     for _ in range(_MOST_PLAIN_CHUNKS):
@@ -62,10 +63,15 @@ def _is_plain(data: bytes) -> bool:
             has_pixels = True
         elif name == b"IEND":
             return has_pixels and length == 0
-        elif has_pixels or _WITHOUT_EFFECT.get(name) != length:
+        elif has_pixels or _WITHOUT_EFFECT.get(name) != length or not _is_undamaged(data, position, length):
             return False
         position += 12 + length
     return False
+
+
+def _is_undamaged(data: bytes, position: int, length: int) -> bool:
+    end = position + 8 + length
+    return zlib.crc32(data[position + 4 : end]) == int.from_bytes(data[end : end + 4], "big")
 
 
 def count_png_chunks(data: bytes, most: int) -> int:

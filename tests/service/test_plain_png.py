@@ -157,3 +157,11 @@ def test_checksums_of_chunks_count_and_not_that_of_the_pixels_within() -> None:
     data = png()[:33] + chunk(b"IDAT", content) + chunk(b"IEND", b"")
     assert pixels_of(decode_plain_png(data, MANY)) == PIXELS.tolist()
     assert decode_plain_png(data[:-13] + b"x" + data[-12:], MANY) is None
+
+
+def test_a_damaged_chunk_without_effect_is_left_to_pillow_which_refuses_it() -> None:
+    data = with_chunk(b"gAMA", struct.pack(">I", 45_455))
+    at = data.index(b"gAMA") + 4
+    damaged = data[:at] + b"\1" + data[at + 1 :]
+    assert pixels_of(decode_plain_png(data, MANY)) == PIXELS.tolist()
+    assert decode_plain_png(damaged, MANY) is None
