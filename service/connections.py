@@ -80,6 +80,7 @@ class Connection(OneWriteProtocol):
         if self._running is not None:
             self._running.disconnected = not self._running.response_complete
             self._running.message_event.set()
+            self._running = None  # knows this, and neither would go before garbage is looked for
         super().connection_lost(exc)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:

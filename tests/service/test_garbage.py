@@ -100,3 +100,19 @@ async def test_what_a_client_that_leaves_asked_for_goes_with_it(monkeypatch: pyt
         model.gate.set()
         await asyncio.sleep(0.1)
         assert not [thing for thing in gc.get_objects() if type(thing) is ClientLeft]
+
+
+async def test_a_connection_goes_that_ends_before_the_first_of_several_answers() -> None:
+    model = FakeModel()
+    async with serving(model) as port:
+        model.gate.clear()
+        for _ in range(10):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(3 * REQUEST)
+            await asyncio.sleep(0.02)
+            writer.transport.abort()
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        await asyncio.sleep(0.2)
+        kept = [thing for thing in gc.get_objects() if type(thing) is Connection]
+        assert len(kept) < 5  # as above
