@@ -39,6 +39,11 @@ class OneWriteProtocol(HttpToolsProtocol):
             self._default_lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         return self._default_lines
 
+    def eof_received(self) -> None:
+        """Write what is held back: a client that sends no more may still read, and the transport closes after this."""
+        cast(_Corked, self.transport).flush()
+        super().eof_received()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """End a connection. Its last request knew it, and would keep it and itself until garbage is looked for."""
         super().connection_lost(exc)

@@ -79,3 +79,16 @@ async def test_a_client_that_asks_for_it_is_told_that_the_connection_ends(addres
     answer = b"".join(pieces)
     assert b"connection: close" in answer
     assert answer.endswith(b"whole")
+
+
+async def test_an_answer_reaches_a_client_that_sends_no_more_while_others_are_connected(
+    address: tuple[str, int],
+) -> None:
+    _, other = await asyncio.open_connection(*address)
+    for _ in range(20):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(GET % (b"whole", b""))
+        writer.write_eof()
+        assert (await asyncio.wait_for(reader.read(-1), 5)).endswith(b"whole")
+        writer.close()
+    other.close()
