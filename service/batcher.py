@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import chain
 from time import monotonic, perf_counter, thread_time
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueFull, ServiceError, ShuttingDown
 from service.metrics import Metrics
@@ -63,6 +63,45 @@ class _Pace:
 
     def observe(self, value: float) -> None:
         self.mean += 0.2 * (value - self.mean) if self.mean else value
+
+
+class _Rung(Protocol):
+    def ring(self, now: float) -> None: ...
+
+
+class _Alarm:
+    """One timer for all who wait: one for each request costs 5 us to set and to take back, and hardly any is needed."""
+
+    __slots__ = ("_due", "_handle", "_loop", "_rings_at")
+
+    def __init__(self) -> None:
+        self._due: dict[_Rung, float] = {}
+        self._rings_at = math.inf
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handle: asyncio.TimerHandle | None = None
+
+    def set(self, who: _Rung, due: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Have `ring` called at a moment of `time.monotonic`, once, unless it is unset before."""
+        self._due[who] = due
+        if due < self._rings_at or loop is not self._loop:
+            self._wind(due, loop)
+
+    def unset(self, who: _Rung) -> None:
+        self._due.pop(who, None)
+
+    def _wind(self, due: float, loop: asyncio.AbstractEventLoop) -> None:
+        if self._handle:
+            self._handle.cancel()
+        self._rings_at, self._loop = due, loop
+        self._handle = loop.call_later(max(0.0, due - monotonic()), self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._rings_at, now = math.inf, monotonic()
+        for who in [who for who, due in self._due.items() if due <= now]:
+            del self._due[who]
+            who.ring(now)
+        if self._due and (soonest := min(self._due.values())) < self._rings_at:
+            self._wind(soonest, loop)
 
 
 class DynamicBatcher(Generic[Item, Result]):
@@ -116,6 +155,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._seconds_per_item = _Pace()
         self._work_per_item = _Pace()  # of the processor: in a thread a run also waits for its turn in the interpreter
         self._executor = _one_thread()
+        self._alarm = _Alarm()
         metrics.queue_capacity.set(max_queue_size)
         metrics.queue_depth.set_function(lambda: self.depth)
         metrics.images_in_flight.set_function(lambda: self.depth + len(self._running) + sum(map(len, self._halves)))
@@ -371,7 +411,7 @@ def _too_late() -> DeadlineExceeded:
 class Admission(Generic[Item, Result]):
     """Places in the queue that a caller holds, from before it prepares its items until they are answered."""
 
-    __slots__ = ("_batcher", "_deadline", "_entries", "_reserved", "_timer", "_when_long")
+    __slots__ = ("_batcher", "_deadline", "_entries", "_reserved", "_when_long")
 
     def __init__(self, batcher: DynamicBatcher[Item, Result], count: int) -> None:
         self._batcher = batcher
@@ -419,14 +459,12 @@ class Admission(Generic[Item, Result]):
         self._entries = batcher._enqueue(items, loop, now)
         if all(entry.future.done() for entry in self._entries):
             return [entry.future.result() for entry in self._entries]
-        # One timer for both, as most requests need neither: setting and taking back another costs 2 us.
         self._deadline, self._when_long = deadline, when_long
-        left = deadline - now
-        self._timer = loop.call_later(min(left, _LONG) if when_long else left, self._look)
+        batcher._alarm.set(self, min(deadline, now + _LONG) if when_long else deadline, loop)
         try:
             return [await entry.future for entry in self._entries]
         finally:
-            self._timer.cancel()
+            batcher._alarm.unset(self)
             self._when_long = None  # knows this admission, and neither would go before garbage is looked for
             self.cancel()
 
@@ -439,13 +477,13 @@ class Admission(Generic[Item, Result]):
         """Give up since nobody waits any more: `run` raises ClientLeft."""
         self._give_up(ClientLeft("The client closed the connection before the answer."))
 
-    def _look(self) -> None:
+    def ring(self, now: float) -> None:
+        """Give up, if it is too late; else the wait has become a long one."""
         when_long, self._when_long = self._when_long, None
-        left = self._deadline - monotonic()
-        if left <= 0:
+        if self._deadline <= now:
             self._give_up(_too_late())
             return
-        self._timer = asyncio.get_running_loop().call_later(left, self._look)
+        self._batcher._alarm.set(self, self._deadline, asyncio.get_running_loop())
         if when_long:
             when_long()
 

@@ -230,6 +230,22 @@ async def test_a_deadline_that_has_passed_costs_no_run(make: Make, echo: Echo, m
     assert total(metrics, "evenkeel_rejected_images_total", reason="deadline_exceeded") == 1
 
 
+async def test_each_who_waits_has_a_deadline_of_its_own(make: Make, echo: Echo) -> None:
+    batcher = make(max_batch_size=1)
+    echo.gate.clear()
+    begin, ends = time.monotonic(), dict[float, float]()
+
+    async def wait(seconds: float) -> None:
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, 1, seconds=seconds)
+        ends[seconds] = time.monotonic() - begin
+
+    await asyncio.gather(*(wait(seconds) for seconds in (0.3, 0.1, 0.2, 0.05)))
+    echo.gate.set()
+    assert sorted(ends) == [0.05, 0.1, 0.2, 0.3]
+    assert all(seconds <= end < seconds + 2 for seconds, end in ends.items())
+
+
 async def test_an_admission_tells_how_long_its_items_waited_and_ran(make: Make, echo: Echo) -> None:
     batcher, loop = make(max_batch_size=1), asyncio.get_running_loop()
     echo.gate.clear()
