@@ -107,16 +107,15 @@ def _whole(
 class _Turn:
     """What transports hold back in one turn of a loop, until the next."""
 
-    __slots__ = ("_holding", "_loop")
+    __slots__ = ("_holding",)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._holding: list[_Corked] = []
 
     def add(self, transport: "_Corked") -> None:
         """Have a transport write what it holds in the next turn."""
         if not self._holding:
-            self._loop.call_soon(self._end)
+            asyncio.get_running_loop().call_soon(self._end)
         self._holding.append(transport)
 
     def _end(self) -> None:
@@ -129,7 +128,7 @@ _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turn] = WeakKeyDictionary(
 
 
 def _turn_of(loop: asyncio.AbstractEventLoop) -> _Turn:
-    return _turns.setdefault(loop, _Turn(loop))
+    return _turns.setdefault(loop, _Turn())
 
 
 class _Corked:
