@@ -59,7 +59,12 @@ class FrontDoor(FastAPI):
         followed = self._follow(exchange, scope) if self.tracing or self.logs_access else None
         count, path = self.service.metrics.count_request, scope["path"]
         if path == PREDICT and scope["method"] == "POST":
-            response = await _predict(request)
+            try:
+                response = await predict(request)
+            except ServiceError as error:
+                response = failure(error, request)
+            except Exception as error:
+                response = unexpected(request, error)
             count(path, response.status_code)
             if followed:
                 followed(path, response.status_code)
@@ -113,12 +118,3 @@ class _Request(Request):
     def __init__(self, scope: Scope, receive: Receive) -> None:
         super().__init__(scope, receive)
         self.headers = SortedHeaders(scope)
-
-
-async def _predict(request: Request) -> Response:
-    try:
-        return await predict(request)
-    except ServiceError as error:
-        return failure(error, request)
-    except Exception as error:
-        return unexpected(request, error)

@@ -95,19 +95,26 @@ class ImageDecoder:
             InvalidImage: it is broken, animated, or of another format.
             ImageTooLarge: it has too many pixels.
         """
-        plain = decode_plain_png(data, self._inline_pixels) if len(data) <= _INLINE_BYTES else None
-        if plain is not None:
-            height, width, _ = plain.shape
-            if (width, height) == self._as_it_is:
-                return plain
-            self._refuse_by_resized(width, height, field)
-            return self._fitted(Image.fromarray(plain))
+        at_once = self.at_once(data, field=field)
+        if at_once is not None:
+            return at_once
         if len(data) > _INLINE_BYTES or count_png_chunks(data, _INLINE_CHUNKS) > _INLINE_CHUNKS:
             return await asyncio.get_running_loop().run_in_executor(self._executor, self._whole, data, field)
         image = self._open(data, field)
         if image.width * image.height <= _INLINE_PIXELS:
             return self._pixels(image, data, field)
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._pixels, image, data, field)
+
+    def at_once(self, data: bytes, *, field: str) -> Pixels | None:
+        """Return the pixels of a small plain PNG as `decode` does, without its detour; None: it is another picture."""
+        plain = decode_plain_png(data, self._inline_pixels) if len(data) <= _INLINE_BYTES else None
+        if plain is None:
+            return None
+        height, width, _ = plain.shape
+        if (width, height) == self._as_it_is:
+            return plain
+        self._refuse_by_resized(width, height, field)
+        return self._fitted(Image.fromarray(plain))
 
     async def decode_sized(self, data: bytes, *, field: str) -> Sized:
         """Return a detector's pixels and both sizes; always in a thread, as its pictures are large.

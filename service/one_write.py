@@ -74,7 +74,8 @@ def _body(known: ReferenceType[RequestResponseCycle]) -> Callable[[], bytes | No
         cycle = known()
         if cycle is None or cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
             return None
-        cycle.flow.resume_reading()
+        if cycle.flow.read_paused:
+            cycle.flow.resume_reading()
         cycle.message_event.clear()
         body, cycle.body = bytes(cycle.body), bytearray()
         return body

@@ -27,6 +27,11 @@ class ProviderUnavailable(Exception):  # noqa: N818 - as all domain errors here
     """The execution provider that was asked for does not run on this machine."""
 
 
+NOTHING_ELSE = onnxruntime.RunOptions()
+NOTHING_ELSE.only_execute_path_to_fetches = True
+"""How to run: else what leads to outputs that nobody asked for is run too."""
+
+
 class OnnxSession:
     """A bundle's model file in one session on one device.
 
@@ -71,7 +76,7 @@ class OnnxSession:
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Return the outputs of one run; any thread may call it."""
         if self.provider == "cpu":
-            results: list[NDArray[Any]] = self._session.run(outputs, inputs)
+            results: list[NDArray[Any]] = self._session.run(outputs, inputs, NOTHING_ELSE)
             return results
         binding = self._session.io_binding()  # copies in and out once, and nothing that was not asked for
         for name, array in inputs.items():
