@@ -98,6 +98,8 @@ class _JsonAnswer(Response):
 
 async def _decode(images: list[ImageQuery], service: Service) -> list[Pixels]:
     decode = service.decoder.decode
+    if len(images) == 1:
+        return [await decode(images[0].data, field=images[0].field)]
     return await asyncio.gather(*(decode(image.data, field=image.field) for image in images))
 
 
