@@ -1,6 +1,4 @@
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +7,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.trainer import torchrun
+from tests.trainer.detection import in_two_processes
 from tests.trainer.detection.annotated import COLORS, document, square, tiny_recipe
 from tests.trainer.detection.in_two_processes import epochs
-from tests.trainer.test_distributed import TORCHRUN
 from trainer.detection import batches
 from trainer.detection.data import load_detection_splits
 from trainer.detection.training import DetectorTraining
@@ -38,8 +37,8 @@ def write_alike(folder: Path) -> None:
 def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(tmp_path: Path) -> None:
     write_alike(tmp_path)
     one = epochs(tmp_path)
-    script = ["-m", "tests.trainer.detection.in_two_processes", str(tmp_path), str(tmp_path / "two.safetensors")]
-    subprocess.run([*TORCHRUN, *script], check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    with torchrun.running(Path(in_two_processes.__file__), tmp_path, tmp_path / "two.safetensors") as launcher:
+        assert launcher.wait(timeout=120) == 0
     two = load_file(tmp_path / "two.safetensors")
     assert one["losses"].diff().abs().min() > 1e-3, "steps differ, so that they can be told apart"
     assert torch.allclose(two["losses"], one["losses"], rtol=1e-4)
