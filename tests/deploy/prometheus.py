@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import plain_http
+
 REQUIRED = "EVENKEEL_REQUIRE_PROMETHEUS"
 
 
@@ -79,7 +81,7 @@ class Prometheus:
 
     def get(self, path: str, **parameters: str) -> Any:
         """Return the `data` of an answer of the HTTP API."""
-        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10).json()
+        answer = plain_http.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10).json()
         assert answer["status"] == "success", f"{path} {parameters}: {answer}"
         return answer["data"]
 
@@ -118,7 +120,8 @@ def running_prometheus(config: Path, folder: Path) -> Iterator[Prometheus]:
     log = folder / "prometheus.log"
     with running(command, log) as process:
         wait_until(
-            lambda: process.poll() is not None or httpx.get(f"{server.url}/-/ready").is_success, "Prometheus is ready"
+            lambda: process.poll() is not None or plain_http.get(f"{server.url}/-/ready").is_success,
+            "Prometheus is ready",
         )
         assert process.poll() is None, log.read_text()
         yield server

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import numpy as np
 
+from tests import plain_http
 from tests.deploy.prometheus import wait_until
 
 ADMIN = {"Authorization": "Bearer operator"}
@@ -36,7 +36,7 @@ class Traffic:
     def begin(self) -> None:
         """Add the clients, and wait until their keys are known."""
         for name, policy in CLIENTS.items():
-            answer = httpx.post(f"{self.url}/clients", json={"name": name} | policy, headers=ADMIN, timeout=30)
+            answer = plain_http.post(f"{self.url}/clients", json={"name": name} | policy, headers=ADMIN, timeout=30)
             assert answer.status_code == 201, answer.text
             self.keys[name] = answer.json()["key"]
         wait_until(lambda: all(self.send(name, 1) != 401 for name in CLIENTS), "the keys are known", seconds=5)
@@ -46,7 +46,7 @@ class Traffic:
         headers = {"Authorization": f"Bearer {self.keys[client]}"} if client else {}
         rows = self.generator.integers(0, len(self.pictures), count).tolist()
         files = [("image", (f"{row}.png", self.pictures[row], "image/png")) for row in rows]
-        answer = httpx.post(f"{self.url}/predict", files=files, params=options, headers=headers, timeout=60)
+        answer = plain_http.post(f"{self.url}/predict", files=files, params=options, headers=headers, timeout=60)
         if answer.status_code == 200:
             chosen = [
                 {"prediction_id": image["prediction_id"], "label": int(self.labels[row])}
@@ -54,7 +54,7 @@ class Traffic:
                 if self.generator.random() < labelled
             ]
             if chosen:
-                receipt = httpx.post(f"{self.url}/feedback", json=chosen, headers=headers or ADMIN, timeout=60)
+                receipt = plain_http.post(f"{self.url}/feedback", json=chosen, headers=headers or ADMIN, timeout=60)
                 assert receipt.json()["accepted"] == len(chosen), receipt.text
         return answer.status_code
 

@@ -7,28 +7,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
+from typer import Typer
+from typer.testing import CliRunner
 
+from tests import plain_http
 from tests.deploy.prometheus import free_port, running, wait_until
 from tests.end_to_end.http_predictions import TestSplit, read_test_split
+from trainer.__main__ import app as trainer
 
 
-def command(*words: str, **environment: str) -> str:
-    """Run a module as a user would, and return what it says."""
-    everything = {**os.environ, **environment}
-    done = subprocess.run(
-        [sys.executable, "-m", *words], capture_output=True, text=True, check=False, env=everything, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def command(app: Typer, *words: str, **environment: str) -> str:
+    """Give a command as a user would, but in this process, which has loaded all of it; return what it says."""
+    done = CliRunner(env=environment).invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train the embedded digits for a few epochs."""
+    """Train the embedded digits for a few epochs, in a process of its own."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    command("trainer", "train", "digits_lt", "--set", "schedule.epochs=6", "--output", str(folder), "--device", "cpu")
+    train = [sys.executable, "-m", "trainer", "train", "digits_lt", "--set", "schedule.epochs=6", "--device", "cpu"]
+    done = subprocess.run([*train, "--output", folder], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
@@ -41,7 +43,7 @@ def split(run: Path) -> TestSplit:
 def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export the run."""
     folder = tmp_path_factory.mktemp("exported") / "bundle"
-    command("trainer", "export", str(run), "--output", str(folder), "--no-fp16")
+    command(trainer, "export", str(run), "--output", str(folder), "--no-fp16")
     return folder
 
 
@@ -54,7 +56,7 @@ def serving(bundle: Path, log: Path, **settings: str) -> Iterator[tuple[str, sub
     with running(serve, log, env=environment) as process:
         address = f"http://127.0.0.1:{port}"
         wait_until(
-            lambda: process.poll() is not None or httpx.get(f"{address}/readyz").status_code == 200,
+            lambda: process.poll() is not None or plain_http.get(f"{address}/readyz").status_code == 200,
             "the service is ready",
             seconds=60,
         )

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 
+from tests import plain_http
 from trainer.detection.checkpoints import finished_detection_checkpoint
 from trainer.detection.data import DetectionSplit, DetectionSplits, ground_truth, load_detection_splits
 from trainer.detection.detecting import as_results, detect_split
@@ -32,7 +32,7 @@ Result = dict[str, Any]
 def predict_split(url: str, split: DetectionSplit, alpha: float) -> list[Result]:
     """Ask a service for every picture of a split, and read its answers as the evaluation takes them."""
     results: list[Result] = []
-    with httpx.Client(base_url=url, timeout=120) as client:
+    with plain_http.Client(base_url=url, timeout=120) as client:
         most = min(MOST, client.get("/model").json()["detection"]["max_detections"])
         options = {"alpha": alpha, "score_threshold": 0, "top_k": most}
         for row in range(len(split)):

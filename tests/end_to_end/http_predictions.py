@@ -10,12 +10,12 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests import plain_http
 from trainer.checkpoint import finished_checkpoint
 from trainer.data import Pixels, decode, load_splits
 from trainer.inference import Branches, branches_of, extract_features
@@ -66,7 +66,7 @@ def predict_all(
     """
     winners = np.empty(len(pictures), dtype=np.int64)
     logits = np.empty((len(pictures), num_classes))
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with plain_http.Client(base_url=url, timeout=60) as client:
         for first in range(0, len(pictures), IMAGES_PER_REQUEST):
             part = range(first, min(first + IMAGES_PER_REQUEST, len(pictures)))
             files = [("image", (f"{row}.png", pictures[row], "image/png")) for row in part]

@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 
+from service.__main__ import cli
+from tests import plain_http
 from tests.deploy.prometheus import free_port, wait_until
 from tests.end_to_end.conftest import command, serving
 from tests.service import postgresql
@@ -38,12 +40,12 @@ class Stage:
             self.processes.append(process)
 
     def cli(self, *words: str) -> str:
-        return command("service", *words, EVENKEEL_DATABASE_URL=self.database)
+        return command(cli, *words, EVENKEEL_DATABASE_URL=self.database)
 
     def predict(self, key: str, pictures: list[bytes], address: str | None = None) -> list[Answer]:
         """Ask for pictures as a client, of one process or of all in turns."""
         answers: list[Answer] = []
-        with httpx.Client(timeout=60, headers=_bearer(key)) as client:
+        with plain_http.Client(timeout=60, headers=_bearer(key)) as client:
             for number, first in enumerate(range(0, len(pictures), PICTURES_A_REQUEST)):
                 part = pictures[first : first + PICTURES_A_REQUEST]
                 files = [("image", (f"{row}.png", picture, "image/png")) for row, picture in enumerate(part)]
@@ -56,7 +58,7 @@ class Stage:
     def refusal(self, key: str, picture: bytes, alpha: float, address: str) -> httpx.Response:
         """Ask for one picture at an alpha that is not allowed."""
         headers = _bearer(key) | {"Content-Type": "image/png"}
-        return httpx.post(f"{address}/predict?alpha={alpha:g}", content=picture, headers=headers)
+        return plain_http.post(f"{address}/predict?alpha={alpha:g}", content=picture, headers=headers)
 
     def label(self, key: str, labels: list[dict[str, Any]]) -> int:
         """Send labels to all processes in turns, and return how many were acknowledged.
@@ -70,7 +72,7 @@ class Stage:
                 self.addresses.pop(0)
             part = labels[first : first + LABELS_A_REQUEST]
             address = self.addresses[(first // LABELS_A_REQUEST) % len(self.addresses)]
-            response = httpx.post(f"{address}/feedback", json=part, headers=_bearer(key), timeout=30)
+            response = plain_http.post(f"{address}/feedback", json=part, headers=_bearer(key), timeout=30)
             assert response.status_code == 200, response.text
             assert response.json() == {"accepted": len(part), "refused": []}
             acknowledged += len(part)
@@ -80,7 +82,7 @@ class Stage:
     def tradeoff(self, client: str, address: str, **parameters: str) -> dict[str, Any]:
         """Return what a client's labels say of its knobs."""
         route = f"{address}/clients/{client}/tradeoff"
-        response = httpx.get(route, params=parameters, headers=ADMIN, timeout=120)
+        response = plain_http.get(route, params=parameters, headers=ADMIN, timeout=120)
         assert response.status_code == 200, response.text
         content: dict[str, Any] = response.json()
         return content

@@ -11,12 +11,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from service.bundle import read_bundle
+from tests import plain_http
 from tests.end_to_end.http_predictions import png
 from tests.end_to_end.stage import Answer, Stage, staged
 from trainer.config import Recipe
@@ -73,7 +73,7 @@ def read_cast(bundle: Path, data: str | None, *, size: int, seed: int = 0) -> Ca
 
 def tell(stage: Stage, cast: Cast, *, objective: str, knobs: str) -> Ending:
     """Tell the story, and hold every step of it to what is promised."""
-    classes = httpx.get(f"{stage.addresses[0]}/model").json()["classes"]
+    classes = plain_http.get(f"{stage.addresses[0]}/model").json()["classes"]
     groups, names = np.array([each["shot_group"] for each in classes]), [each["name"] for each in classes]
 
     # Two clients with different bounds, the same picture, different winners: in every process alike.

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
+from tests import plain_http
 from tests.end_to_end.http_predictions import TestSplit, predict_all
 
 
@@ -29,7 +29,7 @@ def test_the_answer_changes_with_alpha_and_the_stable_interval_says_where(url: s
     def ask(alpha: float) -> dict[str, object]:
         parameters = {"alpha": alpha, "top_k": 1, "breakpoints": "true"}
         headers = {"Content-Type": "image/png"}
-        response = httpx.post(f"{url}/predict", params=parameters, content=picture, headers=headers)
+        response = plain_http.post(f"{url}/predict", params=parameters, content=picture, headers=headers)
         answer: dict[str, object] = response.json()["images"][0]
         return answer
 
@@ -46,7 +46,7 @@ def test_a_request_without_alpha_gets_the_alpha_that_the_trainer_chose(url: str,
     from trainer.checkpoint import finished_checkpoint
 
     chosen = finished_checkpoint(run).alphas["ema"].value
-    response = httpx.post(f"{url}/predict", content=split.pictures[0], headers={"Content-Type": "image/png"})
+    response = plain_http.post(f"{url}/predict", content=split.pictures[0], headers={"Content-Type": "image/png"})
     answer = response.json()["images"][0]
     assert answer["alpha_source"] == "model"
     assert answer["alpha"] == pytest.approx(chosen, abs=1e-6)

@@ -9,6 +9,7 @@ import pytest
 from tests.end_to_end.conftest import command
 from tests.end_to_end.stage import Stage, staged
 from tests.end_to_end.story import Cast, Ending, read_cast, report, tell
+from trainer.__main__ import app as trainer
 
 RUN, DATA = "EVENKEEL_CIFAR100_LT_RUN", "EVENKEEL_CIFAR100_LT_DATA"
 
@@ -43,7 +44,7 @@ def cifar_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not finished:
         pytest.skip(f"no finished run: python -m trainer train cifar100_lt (hours on a CPU), or name one by {RUN}")
     folder = tmp_path_factory.mktemp("exported") / "cifar100_lt"
-    command("trainer", "export", str(finished[0]), "--output", str(folder), "--no-fp16")
+    command(trainer, "export", str(finished[0]), "--output", str(folder), "--no-fp16")
     return folder
 
 

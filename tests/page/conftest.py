@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
 from service.bundle import Calibration, write_bundle
+from tests import plain_http
 from tests.deploy.prometheus import free_port, running, wait_until
 from tests.page.browser import browser as running_browser
 from tests.page.browser import chromium
@@ -73,7 +73,7 @@ def serving(folder: Path) -> Iterator[str]:
     }
     with running(command, folder / "service.log", env=environment):
         address = f"http://127.0.0.1:{port}"
-        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 200, "the service is ready", seconds=90)
+        wait_until(lambda: plain_http.get(f"{address}/readyz").status_code == 200, "the service is ready", seconds=90)
         yield address
 
 
@@ -130,9 +130,9 @@ def ask(url: str) -> Callable[..., dict[str, Any]]:
     """What the service itself says of a sample."""
 
     def predict(sample: int = 0, **options: Any) -> dict[str, Any]:
-        picture = httpx.get(f"{url}/samples/{sample}.png").content
+        picture = plain_http.get(f"{url}/samples/{sample}.png").content
         headers = {"Content-Type": "image/png"}
-        response = httpx.post(f"{url}/predict", params=options, content=picture, headers=headers)
+        response = plain_http.post(f"{url}/predict", params=options, content=picture, headers=headers)
         answer: dict[str, Any] = response.json()["images"][0]
         return answer
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -16,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from service.bundle import write_bundle
+from tests import plain_http
 from tests.page.browser import chromium
 from tests.page.conftest import ADMIN_KEY, OpenPage, serving
 from tests.page.test_page import STANDARDS
@@ -78,7 +78,7 @@ def rows(page: Page) -> list[tuple[str, str]]:
 
 def asked(url: str, file: Path, **options: Any) -> list[dict[str, Any]]:
     headers = {"Content-Type": "image/png"}
-    response = httpx.post(f"{url}/predict", params=options, content=file.read_bytes(), headers=headers)
+    response = plain_http.post(f"{url}/predict", params=options, content=file.read_bytes(), headers=headers)
     found: list[dict[str, Any]] = response.json()["images"][0]["detections"]
     return found
 
@@ -234,12 +234,12 @@ def test_a_refusal_is_shown_and_the_next_picture_clears_it(open_page: OpenPage, 
 def test_a_key_brings_its_clients_bounds(open_page: OpenPage, url: str) -> None:
     admin = {"Authorization": f"Bearer {ADMIN_KEY}"}
     policy = {"name": "shop", "alpha": 0.25, "alpha_max": 0.5}
-    key = httpx.post(f"{url}/clients", json=policy, headers=admin).json()["key"]
+    key = plain_http.post(f"{url}/clients", json=policy, headers=admin).json()["key"]
     bearer = {"Authorization": f"Bearer {key}"}
     for _ in range(100):
-        if httpx.get(f"{url}/terms", headers=bearer).status_code == 200:
+        if plain_http.get(f"{url}/terms", headers=bearer).status_code == 200:
             break
-        httpx.get(f"{url}/healthz")
+        plain_http.get(f"{url}/healthz")
     page = opened(open_page, refusals=1)
     refusal = {"code": "invalid_key", "message": "A key is needed.", "field": "Authorization", "remedy": "Send one."}
 

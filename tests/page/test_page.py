@@ -12,6 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from tests import plain_http
 from tests.deploy.prometheus import wait_until
 from tests.page.conftest import ADMIN_KEY, OpenPage
 
@@ -217,8 +218,8 @@ def test_a_bundle_without_samples_or_evaluation_leaves_them_out(open_page: OpenP
 
 def post(url: str, file: Path, alpha: str) -> dict[str, Any]:
     headers = {"Content-Type": "image/png"}
-    answer = httpx.post(f"{url}/predict", params={"alpha": alpha}, content=file.read_bytes(), headers=headers).json()
-    result: dict[str, Any] = answer["images"][0]
+    answer = plain_http.post(f"{url}/predict", params={"alpha": alpha}, content=file.read_bytes(), headers=headers)
+    result: dict[str, Any] = answer.json()["images"][0]
     return result
 
 
@@ -419,10 +420,10 @@ def bearing(key: str) -> dict[str, str]:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_a_key_brings_its_clients_bounds_and_defaults(open_page: OpenPage, url: str) -> None:
     policy = {"alpha": 0.25, "alpha_min": 0.1, "alpha_max": 0.5, "prior_strength": 0.25, "max_prior_strength": 0.5}
-    added = httpx.post(f"{url}/clients", json={"name": "shop"} | policy, headers=bearing(ADMIN_KEY))
+    added = plain_http.post(f"{url}/clients", json={"name": "shop"} | policy, headers=bearing(ADMIN_KEY))
     key = added.json()["key"]
     wait_until(
-        lambda: httpx.get(f"{url}/terms", headers=bearing(key)).status_code == 200, "the key is known", seconds=5
+        lambda: plain_http.get(f"{url}/terms", headers=bearing(key)).status_code == 200, "the key is known", seconds=5
     )
     page = open_page(refusals=1)
     refusal = {"code": "invalid_key", "message": "A key is needed.", "field": "Authorization", "remedy": "Send one."}
