@@ -57,7 +57,7 @@ def story(cluster: Cluster, node: Any, bundle: Path, port: int) -> dict[str, Any
     load = Load(port, seen["answers"])
     time.sleep(1.5)
     kill(cluster, node)
-    time.sleep(4)
+    time.sleep(3)  # past the time at which the node counts as lost
     return seen | {"load": load.end(), "drained": drain(port)}
 
 

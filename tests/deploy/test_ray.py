@@ -23,6 +23,10 @@ ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray.unanswered.middlewares",
     # Else the one proxy, on the head node, would leave the other node's replica idle until its own is full.
     "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",
+    # A node whose port is closed counts as lost after two seconds, not fifteen; one that is merely slow, no sooner.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
     "PYTHONPATH": str(ROOT),
     "EVENKEEL_PROVIDER": "cpu",
     "EVENKEEL_MAX_QUEUE_DELAY": "0.3",
