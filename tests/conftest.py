@@ -34,6 +34,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files whose tests all run alone last: amid the others they would wait for long ones, and these for them."""
+    items.sort(
+        key=lambda item: any(mark.name == "alone" for node in item.listchain()[:-1] for mark in node.own_markers)
+    )
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Where pytest-xdist shares the tests out, each waits for its turn: those marked `alone` run alone."""
