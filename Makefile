@@ -7,6 +7,7 @@ UV ?= uv
 
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLER ?= $(BIN)/python -m pip
 RUN := runs/digits_lt
 BUNDLE := bundles/digits_lt
 SAMPLES := runs/digits_lt_samples
@@ -54,7 +55,7 @@ clean: ## Remove the environment, caches, runs and bundles of the demo
 $(VENV)/.installed-demo: EXTRAS := trainer,service
 $(VENV)/.installed-test: EXTRAS := trainer,service,test
 $(VENV)/.installed-%: pyproject.toml requirements.lock | $(VENV)/bin/python
-	$(BIN)/python -m pip install --constraint requirements.lock --editable '.[$(EXTRAS)]'
+	$(INSTALLER) install --constraint requirements.lock --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/bin/python:
