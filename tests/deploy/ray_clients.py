@@ -88,6 +88,13 @@ class Load:
         for thread in self.threads:
             thread.start()
 
+    def burst(self, requests: int = 16) -> None:
+        """Send more requests, all at once."""
+        more = [threading.Thread(target=self._until_answered, args=(ALPHAS[0], PICTURES[0])) for _ in range(requests)]
+        self.threads += more
+        for thread in more:
+            thread.start()
+
     def end(self) -> dict[str, Any]:
         """Stop asking, wait, and return what was seen."""
         self.ends.set()

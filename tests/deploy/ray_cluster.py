@@ -23,6 +23,9 @@ from ray.cluster_utils import Cluster
 from deploy.ray.application import application
 from tests.deploy.ray_clients import Load, answers, ask, metrics
 
+UNDER_WAY = 0.15
+"""Seconds after which requests are at a replica, whose batcher waits longer than that for a fuller batch."""
+
 
 def kill(cluster: Cluster, node: Any) -> None:
     """End a node as losing its machine would: its processes by SIGKILL, without a word."""
@@ -40,7 +43,7 @@ def drain(port: int) -> Counter[str]:
     threads = [threading.Thread(target=lambda: statuses.update([str(ask(port, 1.5, 1)[0])])) for _ in range(8)]
     for thread in threads:
         thread.start()
-    time.sleep(0.15)  # the batcher waits longer than that for a fuller batch
+    time.sleep(UNDER_WAY)
     serve.delete("evenkeel")
     for thread in threads:
         thread.join(60)
@@ -55,7 +58,9 @@ def story(cluster: Cluster, node: Any, bundle: Path, port: int) -> dict[str, Any
     serve.run(application(arguments), name="evenkeel", logging_config={"log_level": "ERROR"})
     seen: dict[str, Any] = {"answers": answers(port), "metrics": metrics(port)}
     load = Load(port, seen["answers"])
-    time.sleep(1.5)
+    time.sleep(1)
+    load.burst()
+    time.sleep(UNDER_WAY)
     kill(cluster, node)
     time.sleep(3)  # past the time at which the node counts as lost
     return seen | {"load": load.end(), "drained": drain(port)}
