@@ -64,7 +64,8 @@ class Process:
                 if self.get("/readyz")[0] == 200:
                     return
             except OSError:
-                time.sleep(0.05)
+                pass
+            time.sleep(0.05)
         raise AssertionError(self.log.read_text())
 
     def predict(self, connection: http.client.HTTPConnection | None = None) -> tuple[int, Any]:
