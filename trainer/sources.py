@@ -6,6 +6,7 @@ This module knows neither the long tail nor pixels.
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def _load(path: str, **options: str | dict[str, list[str]]) -> DatasetDict:
     return DatasetDict(by_split)
 
 
+@cache  # compare asks for each training and each measurement anew
 def _digits() -> DatasetDict:
     """Split scikit-learn's digits: of each class the first three tenths are for the test, the rest for training."""
     from PIL import Image as PillowImage  # noqa: PLC0415 - scikit-learn is slow to import and serves the demo alone
