@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _RUNS_UNTIL_KNOWN = 50
 """Runs after which their pace says how long the next will take."""
 _MANY = 2
-_TURNS = 2
+_TURNS = 3
 """Of the loop: what a request takes from the socket to the queue."""
 _LONG = 0.25
 """Seconds after which a caller's wait is long."""
@@ -223,6 +223,9 @@ class DynamicBatcher(Generic[Item, Result]):
             raise _stopped_first()
         entries = [_Entry(item, loop.create_future(), now) for item in items]
         self._queue.extend(entries)
+        starts_soon = self._wakeup is not None and self._wakes_soon
+        if starts_soon and len(self._queue) < self._max_batch_size:
+            return entries
         if self._gains_nothing_by_waiting():
             self._start()
         else:
@@ -254,7 +257,7 @@ class DynamicBatcher(Generic[Item, Result]):
     def _let_in(self, turns: int) -> None:
         """Start, but a brief batch that more callers could fill in so many turns of the loop.
 
-        Whoever was just answered asks again while the last of the answers are written. A request takes two turns from
+        Whoever was just answered asks again while the last of the answers are written. A request takes three turns from
         the socket to the queue; without them callers fall apart into groups that take turns, in half the batch each.
         """
         room = min(self._max_batch_size, self.callers())
@@ -456,13 +459,13 @@ class Admission(Generic[Item, Result]):
             raise _too_late()
         batcher._reserved -= self._reserved
         self._reserved = 0
-        self._entries = batcher._enqueue(items, loop, now)
-        if all(entry.future.done() for entry in self._entries):
-            return [entry.future.result() for entry in self._entries]
+        self._entries = entries = batcher._enqueue(items, loop, now)
+        if all([entry.future.done() for entry in entries]):  # noqa: C419 - a generator for one entry costs more
+            return [entry.future.result() for entry in entries]
         self._deadline, self._when_long = deadline, when_long
         batcher._alarm.set(self, min(deadline, now + _LONG) if when_long else deadline, loop)
         try:
-            return [await entry.future for entry in self._entries]
+            return [await entry.future for entry in entries]
         finally:
             batcher._alarm.unset(self)
             self._when_long = None  # knows this admission, and neither would go before garbage is looked for

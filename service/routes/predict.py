@@ -62,6 +62,8 @@ async def predict(request: Request) -> Response:
     explain = explainer(service) if query.explain else None
     with service.batcher.admit(len(query.images)) as admission:
         take(caller, len(query.images), service)
+        if service.batcher.callers() > 1:
+            await asyncio.sleep(0)  # until all who came are as far: one behind the other, decoding takes less
         decoding = perf_counter()
         one = query.images[0]
         at_once = service.decoder.at_once(one.data, field=one.field) if len(query.images) == 1 else None
