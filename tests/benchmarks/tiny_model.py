@@ -75,7 +75,7 @@ def _measure(servers: dict[str, tuple[Server, Body]], connections: int, workplac
     for server, body in servers.values():  # some wake up slowly
         burst(server.url(), body, connections=min(connections, 32), seconds=1, faults_allowed=True)
     candidates = {name: lambda pair=pair: one(*pair) for name, pair in servers.items()}
-    return take_turns(candidates, workplace.rounds(5))
+    return take_turns(candidates, workplace.rounds(7))
 
 
 def _figures(loads: Loads, connections: int, *, with_ours: bool) -> list[Figure]:
