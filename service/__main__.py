@@ -186,7 +186,7 @@ def _have_garbage_looked_for_seldom() -> None:
     """Leave out what was loaded, which stays: each look through it would hold up every request for 0.1 s."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)  # some hundred requests under way, none of them garbage
+    gc.set_threshold(20_000, 20, 20)  # what requests leave behind goes by itself, nearly all of it
 
 
 def _setting_problem(location: tuple[int | str, ...], message: str) -> str:
