@@ -71,7 +71,7 @@ class Settings(BaseSettings):
         1.0, ge=0, le=1, allow_inf_nan=False, description="share of predictions that is kept for feedback"
     )
     kept_rate: float = Field(
-        500.0,
+        250.0,
         gt=0,
         le=1e6,
         allow_inf_nan=False,
