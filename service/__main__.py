@@ -186,7 +186,7 @@ def _have_garbage_looked_for_seldom() -> None:
     """Leave out what was loaded, which stays: each look through it would hold up every request for 0.1 s."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)  # what requests leave behind goes by itself, nearly all of it
+    gc.set_threshold(10_000, 20, 20)  # what requests leave behind goes by itself, nearly all of it
 
 
 def _setting_problem(location: tuple[int | str, ...], message: str) -> str:

@@ -66,7 +66,7 @@ def _pairs(
 
     once = [of_tde() + of_plain() for _ in range(3)][-1]
     found = []
-    for _ in range(workplace.rounds(max(2, min(100, round(1 / once))))):
+    for _ in range(workplace.rounds(max(3, min(100, round(1 / once))))):
         found.append((of_tde(), of_plain()))
         second = of_plain()
         found.append((of_tde(), second))
