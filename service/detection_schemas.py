@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.schemas import ClassReference, ModelReference, Number
+from service.settings import MOST_IMAGES
 
 
 class _Closed(BaseModel):
@@ -21,7 +22,7 @@ class DetectionImage(_Closed):
 class DetectRequest(_Closed):
     """A JSON request to a detector. Options may stand here or in the query string, each in one place."""
 
-    images: list[DetectionImage] = Field(min_length=1)
+    images: list[DetectionImage] = Field(min_length=1, max_length=MOST_IMAGES)
     alpha: Number | None = None
     score_threshold: Number | None = None
     top_k: Annotated[int, Field(strict=True)] | None = None

@@ -11,6 +11,8 @@ from typing import ClassVar
 Value = str | int | float | bool | None
 
 _LONGEST_VALUE = 120
+_LONGEST_MESSAGE = 2_000
+"""Where a message names what was received, which may be as long as a body."""
 
 
 class ServiceError(Exception):
@@ -18,7 +20,7 @@ class ServiceError(Exception):
 
     Args:
         message: what is wrong.
-        field: the parameter, header or part of the body that it is about.
+        field: the parameter, header or part of the body that it is about, shortened.
         value: what was received, shortened.
         remedy: what the client can do.
         retry_after: seconds after which trying again makes sense.
@@ -36,8 +38,8 @@ class ServiceError(Exception):
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = _encodable(message)
-        self.field = None if field is None else _encodable(field)
+        self.message = _encodable(message[:_LONGEST_MESSAGE])
+        self.field = None if field is None else _encodable(field[:_LONGEST_VALUE])
         self.value = _shown(value)
         self.remedy = remedy
         self.retry_after = retry_after

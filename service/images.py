@@ -14,9 +14,10 @@ It knows neither HTTP nor the model: bytes in, uint8 [H, W, 3] out.
 """
 
 import asyncio
+from collections.abc import Awaitable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from service.jpeg import JpegHead, decode_rgb, is_jpeg, read_head
 from service.plain_png import count_png_chunks, decode_plain_png, lacks_pixels
 
 Pixels = NDArray[np.uint8]
+Decoded = TypeVar("Decoded")
 
 
 class Sized(NamedTuple):
@@ -51,6 +53,8 @@ _INLINE_PIXELS = 128 * 128
 _INLINE_BYTES = 65_536
 """A longer file can hold up the event loop whatever its pixels: by chunks that are read one by one."""
 _INLINE_CHUNKS = 100
+_PACKED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")
+"""Of a PNG, which its reader unpacks, up to a MiB each: that takes a thousand times what their bytes suggest."""
 _MOST_CHUNKS = 10_000
 """Of a PNG; the usual ones hold 8 KiB or more."""
 _ORIENTATIONS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
@@ -98,7 +102,7 @@ class ImageDecoder:
         at_once = self.at_once(data, field=field)
         if at_once is not None:
             return at_once
-        if len(data) > _INLINE_BYTES or count_png_chunks(data, _INLINE_CHUNKS) > _INLINE_CHUNKS:
+        if _may_take_long(data):
             return await asyncio.get_running_loop().run_in_executor(self._executor, self._whole, data, field)
         image = self._open(data, field)
         if image.width * image.height <= _INLINE_PIXELS:
@@ -219,6 +223,25 @@ class ImageDecoder:
         if picture.size != size:
             picture = picture.resize(size, _RESAMPLING[spec.interpolation])
         return picture if box == (0, 0, *size) else picture.crop(box)
+
+
+async def all_decoded(decodings: Iterable[Awaitable[Decoded]]) -> list[Decoded]:
+    """Return all pictures of a request, or raise the first error once none of them is being decoded any more.
+
+    What bounds the work under way is the request's places in the queue, which it gives back with its answer.
+    """
+    found = await asyncio.gather(*decodings, return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return cast(list[Decoded], found)
+
+
+def _may_take_long(data: bytes) -> bool:
+    """Tell whether a file may hold up whoever reads it, be the picture as small as it says."""
+    if len(data) > _INLINE_BYTES or count_png_chunks(data, _INLINE_CHUNKS) > _INLINE_CHUNKS:
+        return True
+    return any(name in data for name in _PACKED_CHUNKS)
 
 
 def _array(picture: Image.Image) -> Pixels:

@@ -102,8 +102,10 @@ def lacks_pixels(data: bytes) -> bool:
             while part and missing > 0 and not unpacking.eof:
                 missing -= len(unpacking.decompress(part, _AT_A_TIME))
                 part = unpacking.unconsumed_tail  # noqa: PLW2901 - what is left of it
+            if missing <= 0:  # and never `flush`, which would unpack all that is left, a thousand times its size
+                return False
         return missing > len(unpacking.flush())
-    except zlib.error:  # in a checksum, of which Pillow thinks nothing; it refuses all others
+    except zlib.error:  # behind all pixels: Pillow refuses what it cannot unpack before
         return False
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.bundle import AlphaSpec, Calibration, ClassInfo, DetectionSpec, InputSpec, ShotGroup, Task, TdeSpec
 from service.clients import ClientName, ClientPolicy
 from service.exhibits import AccuracyOverAlpha, PrecisionOverAlpha
+from service.settings import MOST_IMAGES
 
 Number = Annotated[float, Field(strict=True)]
 
@@ -32,7 +33,7 @@ class ImageInput(_Closed):
 class PredictRequest(_Closed):
     """A JSON request. Options may stand here or in the query string, each in one place."""
 
-    images: list[ImageInput] = Field(min_length=1)
+    images: list[ImageInput] = Field(min_length=1, max_length=MOST_IMAGES)
     alpha: Number | None = None
     prior_strength: Number | None = None
     top_k: Annotated[int, Field(strict=True)] | None = None

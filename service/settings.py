@@ -9,6 +9,9 @@ from service.database import check_url
 from service.errors import InvalidParameter
 from service.objectives import parse_objective
 
+MOST_IMAGES = 4096
+"""In one request, whatever is set: to read a list of millions holds up everyone."""
+
 
 class Settings(BaseSettings):
     """Every setting of the service; the environment variable is the name in capitals after `EVENKEEL_`."""
@@ -54,7 +57,7 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         40_000_000, ge=1, description="most pixels of a picture, told from its header before it is decoded"
     )
-    max_images_per_request: int = Field(32, ge=1, description="most images in one request")
+    max_images_per_request: int = Field(32, ge=1, le=MOST_IMAGES, description="most images in one request")
     max_prior_strength: float = Field(
         4.0, ge=0, le=100, allow_inf_nan=False, description="largest prior_strength that a request may ask for"
     )

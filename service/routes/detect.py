@@ -16,7 +16,7 @@ from starlette.responses import Response
 from service.callers import Caller
 from service.detection_predictor import DetectionOutcome, DetectionPredictor, Detections, DetectionWork, MasksTooLong
 from service.errors import AnswerTooLarge
-from service.images import Sized
+from service.images import Sized, all_decoded
 from service.routes.access import caller_of, rules_for, take
 from service.routes.answers import Answer, AnswerWriter
 from service.routes.client_watch import ClientWatch
@@ -37,7 +37,7 @@ async def detect(request: Request, service: Service, by: DetectionPredictor) -> 
         take(caller, len(query.images), service)
         decoding = perf_counter()
         decode = service.decoder.decode_sized
-        pictures = await asyncio.gather(*(decode(image.data, field=image.field) for image in query.images))
+        pictures = await all_decoded(decode(image.data, field=image.field) for image in query.images)
         decoded = perf_counter()
         works = [
             DetectionWork(by, picture, image.alpha, query.limits)

@@ -51,7 +51,7 @@ def failure(error: ServiceError, request: Request) -> Response:
 
     What the error came through, with the request and its pictures, goes now and not when garbage is looked for.
     """
-    error.__traceback__ = None
+    _forget_frames(error)
     service_of(request).metrics.errors.labels(error.code).inc()
     if isinstance(error, StoreUnavailable) and error.reason is not None:
         logger.warning("%s", error)
@@ -62,6 +62,13 @@ def failure(error: ServiceError, request: Request) -> Response:
     if request.scope["path"].startswith(PROTOCOL_PREFIX):
         body["error"] = error.message
     return Response(orjson.dumps(body), STATUS[type(error)], headers, media_type="application/json")
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of the frames that an error and those behind it came through: one of them may hold the error itself."""
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 async def _service_error(request: Request, error: Exception) -> Response:

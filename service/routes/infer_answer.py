@@ -25,6 +25,7 @@ from service.scoring import offsets
 from service.tensors import Values, join_message, write_tensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+_COUNTED = ("logits", "factual_logits", "counterfactual_logits", "confounder_cosine")
 _SMALL = 20_000
 """Numbers that are written as JSON in a millisecond or two."""
 
@@ -58,11 +59,9 @@ def _predictions(
     query: InferQuery, rows: list[Tensors], service: Service, caller: Caller, rules: Rules, *, by: Predictor
 ) -> dict[str, Values]:
     manifest = by.model.manifest
-    columns = {
-        name: np.stack([getattr(row, name) for row in rows])
-        for name in Tensors._fields
-        if getattr(rows[0], name) is not None
-    }
+    # A row may also bear a feature map for which a neighbour in its batch asked.
+    names = {*_COUNTED, *(output.name for output in query.outputs)}.intersection(Tensors._fields)
+    columns = {name: np.stack([getattr(row, name) for row in rows]) for name in names}
     _observe(query, columns, by, service, caller)
     return {
         output.name: _identifiers(query, columns, service, caller, rules)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from service.callers import Caller
 from service.detection_predictor import DetectionPredictor
 from service.detection_schemas import DetectResponse
-from service.images import Pixels
+from service.images import Pixels, all_decoded
 from service.predictor import Explained, Wants, Work
 from service.routes.access import caller_of, rules_for, take
 from service.routes.answers import Answer
@@ -102,7 +102,7 @@ async def _decode(images: list[ImageQuery], service: Service) -> list[Pixels]:
     decode = service.decoder.decode
     if len(images) == 1:
         return [await decode(images[0].data, field=images[0].field)]
-    return await asyncio.gather(*(decode(image.data, field=image.field) for image in images))
+    return await all_decoded(decode(image.data, field=image.field) for image in images)
 
 
 def _answer(query: PredictQuery, scores: list[Score], service: Service, caller: Caller, rules: Rules) -> Answer:

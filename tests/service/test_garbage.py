@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.app import create_app
 from service.connections import Connection
-from service.errors import ClientLeft
+from service.errors import ClientLeft, InvalidBody, InvalidImage, InvalidParameter
 from service.scoring import Branches
 from service.settings import Settings
 from tests.service.fakes import FakeModel, picture
@@ -116,3 +116,18 @@ async def test_a_connection_goes_that_ends_before_the_first_of_several_answers()
         await asyncio.sleep(0.2)
         kept = [thing for thing in gc.get_objects() if type(thing) is Connection]
         assert len(kept) < 5  # as above
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b'{"images": 1}', b'{"images": [{"data": "AAA"}]}', b'{"images": [{"data": "AAAA"}]}']
+)
+async def test_a_body_that_is_refused_goes_with_its_answer(body: bytes) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    async with serving(FakeModel()) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(5):
+            writer.write(head % len(body) + body)
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 4")
+        writer.close()
+        refusals = InvalidBody, InvalidParameter, InvalidImage
+        assert not [thing for thing in gc.get_objects() if type(thing) in refusals]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage, ServiceError
-from service.images import ImageDecoder
+from service.images import ImageDecoder, all_decoded
 from service.jpeg import read_head
 
 MAX_PIXELS = 1_000_000
@@ -325,7 +325,20 @@ async def test_a_png_of_endless_chunks_is_refused_before_pillow_reads_them(
         await decoder.decode(png_of_chunks(100_000, name), field="body")
 
 
-@pytest.mark.parametrize("data", [png_of_chunks(200), encoded(gradient()) + bytes(70_000)])
+def png_with(name: bytes, content: bytes) -> bytes:
+    whole = encoded(gradient())
+    return whole[:33] + chunk(name, content) + whole[33:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_of_chunks(200),
+        encoded(gradient()) + bytes(70_000),
+        png_with(b"zTXt", b"name\0\0" + zlib.compress(bytes(1000))),
+        png_with(b"iTXt", b"name\0\1\0\0\0" + zlib.compress(bytes(1000))),
+    ],
+)
 async def test_what_takes_long_to_open_is_opened_in_a_thread(
     decoder: ImageDecoder, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,3 +362,19 @@ async def test_a_png_whose_pixels_end_early_is_refused(decoder: ImageDecoder, si
     cut = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     with pytest.raises(InvalidImage, match="pixels end too early"):
         await decoder.decode(whole[: whole.index(b"IDAT") - 4] + cut + whole[-12:], field="body")
+
+
+async def test_an_error_comes_once_no_picture_of_its_request_is_being_decoded_any_more() -> None:
+    ended = []
+
+    async def breaks() -> int:
+        raise InvalidImage("The picture is empty.")
+
+    async def takes_longer() -> int:
+        await asyncio.sleep(0.01)
+        ended.append(True)
+        return 1
+
+    with pytest.raises(InvalidImage):
+        await all_decoded([breaks(), takes_longer()])
+    assert ended

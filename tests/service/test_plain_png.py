@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from itertools import pairwise
 
@@ -113,6 +114,16 @@ def test_rows_that_are_missing_are_seen_where_pillow_leaves_them_black(interlace
         data = with_pixels(bytes(short), parts=parts, interlaced=interlaced)
         assert lacks_pixels(data)
         assert decode_plain_png(data, MANY) is None
+
+
+def test_what_lies_behind_the_last_pixel_is_not_unpacked() -> None:
+    data = with_pixels(bytes(100 * 2**20))
+    tracemalloc.start()
+    try:
+        assert not lacks_pixels(data)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])

@@ -1,6 +1,7 @@
 """The Open Inference Protocol as HTTP: every path, both forms of tensors, every refusal."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -398,3 +399,26 @@ def test_what_is_near_a_breakpoint_is_counted(shop: tuple[TestClient, dict[str, 
     served, header = shop
     infer_as(served, header, image(0), knob("alpha", 1.05))  # the winner changes at 1
     assert 'evenkeel_client_near_breakpoint_total{client="shop"} 1.0' in served.get("/metrics").text
+
+
+def test_rows_of_two_batches_are_answered_though_a_neighbour_in_one_asks_for_its_feature_map(
+    make_client: MakeClient, model: FakeModel
+) -> None:
+    client = make_client(max_batch_size=2, max_images_per_request=2)
+    batcher = client.app.service.batcher  # type: ignore[attr-defined]
+
+    def until_waiting(count: int) -> None:
+        until(lambda: batcher.depth == count)
+
+    with ThreadPoolExecutor(3) as senders:
+        model.gate.clear()
+        first = senders.submit(infer, client, image(0))
+        until(lambda: batcher._running)
+        mapped = senders.submit(infer, client, image(0), outputs=[{"name": "feature_map"}])
+        until_waiting(1)
+        parted = senders.submit(infer, client, image(1, 3), outputs=[{"name": "logits"}])
+        until_waiting(3)
+        model.gate.set()
+        assert tensor(mapped.result(), "feature_map").shape == (1, 3, 8, 8)
+        assert tensor(parted.result(), "logits").shape[0] == 2
+        assert first.result()

@@ -209,6 +209,7 @@ DATA = base64.b64encode(picture()).decode()
         (b"[]", 422, "invalid_parameter", "body"),
         (b"{}", 422, "invalid_parameter", "images"),
         (b'{"images": []}', 422, "invalid_parameter", "images"),
+        (b'{"images": [%s]}' % b",".join([b'{"data": ""}'] * 5000), 422, "invalid_parameter", "images"),
         (b'{"images": [{"data": "%s", "alpha": NaN}]}' % DATA.encode(), 422, "invalid_parameter", "images[0].alpha"),
         (b'{"images": [{"data": "%s", "alpha": "1"}]}' % DATA.encode(), 422, "invalid_parameter", "images[0].alpha"),
         (b'{"images": [{"data": "%s", "alpha": true}]}' % DATA.encode(), 422, "invalid_parameter", "images[0].alpha"),
@@ -373,3 +374,15 @@ def test_a_number_too_long_for_python_is_no_fault_of_the_service(client: TestCli
 def test_a_negative_zero_is_zero(client: TestClient, knob: str) -> None:
     response = client.post(f"/predict?{knob}=-0", content=picture(), headers={"Content-Type": "image/png"})
     assert b'"%b":0.0' % knob.encode() in response.content
+
+
+def test_a_key_as_long_as_a_body_is_not_sent_back_whole(client: TestClient) -> None:
+    response = client.post("/predict", json={"images": [{"data": DATA}], "x" * 1_000_000: 1})
+    assert set(error(response, 422, "invalid_parameter")["field"]) == {"x"}
+    assert len(response.content) < 5_000
+
+
+def test_a_form_of_many_slices_is_read_whole(client: TestClient) -> None:
+    pictures = [("image", ("a", picture(winner) + bytes(100_000))) for winner in (1, 3)]
+    response = client.post("/predict?alpha=0", files=pictures)
+    assert [each["predictions"][0]["index"] for each in response.json()["images"]] == [1, 3]
