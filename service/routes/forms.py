@@ -28,7 +28,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.routes.rules import GivenImage, Options, Query, RequestRules, repeated
-from service.settings import Settings
+from service.settings import MOST_IMAGES, Settings
 
 RAW_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
 WHOLE_BODY = "evenkeel.whole_body"
@@ -166,6 +166,12 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 
 
 def _json(body: bytes, options: Options, rules: RequestRules[Query]) -> Query:
+    if body.count(b"{") > MOST_IMAGES + 1:  # base64 has none; to find out by reading them holds everyone up for seconds
+        raise InvalidParameter(
+            f"images: a body may hold at most {MOST_IMAGES} objects.",
+            field="images",
+            remedy=f"Send at most {rules.settings.max_images_per_request} images in a request.",
+        )
     try:
         content: Any = rules.body.model_validate_json(body)
     except ValidationError as error:
