@@ -28,8 +28,6 @@ from service.front_door import FrontDoor
 from service.listening import CannotListen, bind, is_open_to_others, listen, ready_for_crowds
 from service.loading import load_bundle
 from service.memory import return_large_blocks, return_what_is_free
-from service.reload import Reloader
-from service.routes.context import Service
 from service.session import ProviderUnavailable
 from service.settings import Settings
 from service.telemetry import log_to_stderr
@@ -85,6 +83,7 @@ def serve(  # noqa: PLR0917 - typer needs them so
         loaded = load("")
         assert loaded is not None, "no bundle has an empty version"
         app = create_app(settings, loaded.model, loaded.exhibits, load=load, bundle=bundle)
+        del loaded  # a new bundle takes its place one day
         listen(sockets, settings.host, settings.port)
         if is_open_to_others(sockets) and not settings.authentication:
             logger.warning(_OPEN)
@@ -116,17 +115,16 @@ class DrainingServer(uvicorn.Server):
     On SIGHUP the bundle is read again.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, reloader: Reloader | None = None) -> None:
+    def __init__(self, config: uvicorn.Config, app: FrontDoor) -> None:
         super().__init__(config)
-        self._service = service
-        self._reloader = reloader
+        self._app = app
         self._had_terminal = _has_terminal()
         self._hung_up = False
         self._closes_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say where, as uvicorn does for sockets of its own only."""
-        self._service.batcher.callers = lambda: len(self.server_state.tasks)
+        self._app.service.batcher.callers = lambda: len(self.server_state.tasks)
         await super().startup(sockets and ready_for_crowds(sockets))
         if self.started and sockets:
             self._log_started_message(sockets)
@@ -140,9 +138,9 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the shutdown; a second signal shortens the wait, a further SIGINT ends it."""
-        self._service.readiness.end()
+        self._app.service.readiness.end()
         if sig == signal.SIGTERM and self._closes_at is None:
-            self._closes_at = monotonic() + self._service.settings.drain_delay
+            self._closes_at = monotonic() + self._app.service.settings.drain_delay
         elif self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         else:
@@ -154,10 +152,10 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
         if counter % _TICKS_A_SECOND == 0:
             for connection in list(self.server_state.connections):
-                cast(Connection, connection).look(monotonic(), self._service.settings.request_timeout)
-        if self._hung_up and self._reloader:
+                cast(Connection, connection).look(monotonic(), self._app.service.settings.request_timeout)
+        if self._hung_up and self._app.reloader:
             self._hung_up = False
-            self._reloader.request()
+            self._app.reloader.request()
         return await super().on_tick(counter)
 
 
@@ -174,7 +172,7 @@ def _run(app: FrontDoor, settings: Settings, sockets: list[socket.socket]) -> No
         ws="none",
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
     )
-    server = DrainingServer(config, app.service, app.reloader)
+    server = DrainingServer(config, app)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, server.handle_hangup)
     _have_garbage_looked_for_seldom()

@@ -75,8 +75,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FrontDoor) -> AsyncIterator[None]:
-        await asyncio.to_thread(service.keeping.begin)
-        welcome = asyncio.create_task(_welcome_once_clients_are_known(service))
+        await asyncio.to_thread(app.service.keeping.begin)
+        welcome = asyncio.create_task(_welcome_once_clients_are_known(app.service))
         tasks = [welcome, asyncio.create_task(watchdog.run())]
         if app.reloader and bundle and settings.watch_bundle:
             tasks.append(asyncio.create_task(app.reloader.watch(bundle, settings.watch_bundle)))
@@ -85,10 +85,10 @@ def create_app(
         finally:
             for task in tasks:
                 task.cancel()
-            service.readiness.end()
-            await service.batcher.close(settings.shutdown_timeout)
+            app.service.readiness.end()
+            await app.service.batcher.close(settings.shutdown_timeout)
             app.service.decoder.close()
-            await asyncio.to_thread(service.keeping.end, _LAST_WRITE)
+            await asyncio.to_thread(app.service.keeping.end, _LAST_WRITE)
             if app.tracing:
                 await asyncio.to_thread(app.tracing.close)
 
@@ -105,10 +105,11 @@ def create_app(
 
     def swap(loaded: Loaded) -> None:
         """Have requests meet the new model from now on; those under way keep the `Service` that they began with."""
-        app.service = replace(service, **_parts_of(loaded.model, loaded.exhibits, settings))
-        service.batcher.start_anew(**_pace_of(loaded.model, settings))
-        _announce(loaded.model, service.metrics)
-        service.keeping.remember(loaded.model.manifest)
+        # `app.service` and no other: what knew the first one would keep its model for ever.
+        app.service = replace(app.service, **_parts_of(loaded.model, loaded.exhibits, settings))
+        app.service.batcher.start_anew(**_pace_of(loaded.model, settings))
+        _announce(loaded.model, app.service.metrics)
+        app.service.keeping.remember(loaded.model.manifest)
 
     if load:
         app.reloader = Reloader(load, swap, version=served.manifest.version, metrics=service.metrics)

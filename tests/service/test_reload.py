@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import gc
 import http.client
 import os
 import pty
@@ -12,6 +13,7 @@ import sys
 import termios
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,19 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 def served_version(service: Process) -> str:
     version: str = service.predict()[1]["model"]["version"]
     return version
+
+
+def test_a_model_that_was_replaced_goes() -> None:
+    first = FakeModel()
+    known = weakref.ref(first)
+    app = create_app(Settings(), first, Exhibits(), load=lambda version: None)
+    del first
+    with TestClient(app) as client:
+        assert client.post("/predict", content=picture(), headers={"Content-Type": "image/png"}).status_code == 200
+        assert app.reloader
+        app.reloader._swap(Loaded(OtherModel(), Exhibits()))
+        gc.collect()
+        assert known() is None
 
 
 def test_sighup_under_load_loses_no_request_and_a_bad_bundle_is_refused(tmp_path: Path) -> None:
