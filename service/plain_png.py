@@ -2,8 +2,8 @@
 
 Most of what reading a small PNG costs is the reader, not the pixels. A PNG of 8-bit RGB, not interlaced, with nothing
 but its pixels and some chunks that cannot change them, goes to kornia-rs, which decodes it in one call (by the crate
-png, in Rust). Whatever is unusual or broken is left to Pillow's reader, which decides and words the refusal; only of
-the checksum within the pixels nothing is thought here, as each chunk of them has its own.
+png, in Rust). Whatever is unusual or broken is left to Pillow's reader, which decides and words the refusal; only what
+lies behind the last pixel within their data, the checksum there too, counts for nothing here: each chunk has its own.
 
 Where Pillow is lenient without saying so, PNGs are held against their header here: `lacks_pixels`.
 
@@ -54,7 +54,8 @@ def decode_plain_png(data: bytes, most_pixels: int) -> NDArray[np.uint8] | None:
 def _is_plain(data: bytes) -> bool:
     """Tell whether nothing but pixels follows the header, and chunks without effect before them.
 
-    Whether the header is one, whether its checksum and that of pixels are right, and these whole, the decoder tells.
+    Whether the header is one, whether its checksum and those of pixels are right, and all of these there, the decoder
+    tells.
     """
     position, has_pixels = _BEHIND_THE_HEADER, False
     for _ in range(_MOST_PLAIN_CHUNKS):
