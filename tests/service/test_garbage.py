@@ -118,16 +118,20 @@ async def test_a_connection_goes_that_ends_before_the_first_of_several_answers()
         assert len(kept) < 5  # as above
 
 
+def refusals() -> list[object]:
+    return [thing for thing in gc.get_objects() if type(thing) in {InvalidBody, InvalidParameter, InvalidImage}]
+
+
 @pytest.mark.parametrize(
     "body", [b"{", b'{"images": 1}', b'{"images": [{"data": "AAA"}]}', b'{"images": [{"data": "AAAA"}]}']
 )
 async def test_a_body_that_is_refused_goes_with_its_answer(body: bytes) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     async with serving(FakeModel()) as port:
+        before = len(refusals())  # of tests before
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(5):
             writer.write(head % len(body) + body)
             assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 4")
         writer.close()
-        refusals = InvalidBody, InvalidParameter, InvalidImage
-        assert not [thing for thing in gc.get_objects() if type(thing) in refusals]
+        assert len(refusals()) == before
