@@ -11,21 +11,23 @@ be brief. The promises:
 - admission is all or nothing for the items of one caller, and bounded: beyond `max_queue_size`, QueueFull;
 - each admitted item is answered once: by its result, its own error, its deadline, or the shutdown;
 - a batch that fails is run again in halves, and these in theirs, so that only the item at fault fails;
-- items of a caller that was cancelled are skipped if they still wait; their neighbours do not notice.
+- items of a caller that was cancelled are skipped if they still wait; their neighbours do not notice;
+- places are held until nothing of what they were taken for is under way: what items are made of is dropped where it has
+  not begun by the deadline, and its caller is told then.
 """
 
 import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from time import monotonic, perf_counter, thread_time
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueFull, ServiceError, ShuttingDown
 from service.metrics import Metrics
@@ -41,6 +43,8 @@ _LONG = 0.25
 """Seconds after which a caller's wait is long."""
 
 Item = TypeVar("Item")
+Part = TypeVar("Part")
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
@@ -384,6 +388,10 @@ class DynamicBatcher(Generic[Item, Result]):
                 entry.future.set_exception(error)
                 entry.future.exception()  # marks it as seen: a caller that was cancelled never looks
 
+    def _give_back(self, places: int) -> None:
+        self._reserved -= places
+        self._rest()
+
     def _seconds_until_drained(self) -> int:
         return max(1, math.ceil((self.depth + len(self._running)) * self._seconds_per_item.mean))
 
@@ -414,12 +422,15 @@ def _too_late() -> DeadlineExceeded:
 class Admission(Generic[Item, Result]):
     """Places in the queue that a caller holds, from before it prepares its items until they are answered."""
 
-    __slots__ = ("_batcher", "_deadline", "_entries", "_reserved", "_when_long")
+    __slots__ = ("_batcher", "_deadline", "_entries", "_error", "_reserved", "_under_way", "_waits_for", "_when_long")
 
     def __init__(self, batcher: DynamicBatcher[Item, Result], count: int) -> None:
         self._batcher = batcher
         self._reserved = count
         self._entries: list[_Entry[Item, Result]] = []
+        self._under_way: list[Future[Any]] = []
+        self._waits_for: asyncio.Future[None] | None = None
+        self._error: ServiceError | None = None  # why it was given up before its items were queued
 
     def __enter__(self) -> Self:
         return self
@@ -436,6 +447,58 @@ class Admission(Generic[Item, Result]):
         for entry in self._entries:
             queue, inference = max(queue, entry.started - entry.since), max(inference, entry.seconds)
         return queue, inference
+
+    async def prepare(
+        self,
+        begun: Iterable[Part | Future[Part]],
+        *,
+        deadline: float,
+        when_long: Callable[[], None] | None = None,
+    ) -> list[Part]:
+        """Return what the items are made of, in order.
+
+        Args:
+            begun: for each item what it is made of, or the work in a pool of threads that makes it; taken one by one,
+                and others have their turn of the loop in between.
+            deadline, when_long: as `run` takes them.
+
+        Raises:
+            DeadlineExceeded, ClientLeft: it is too late, or nobody waits; what has not begun is dropped.
+        """
+        parts: list[Part | Future[Part]] = []
+        rest = iter(begun)
+        if self._reserved == 1:
+            (part,) = rest
+            if not isinstance(part, Future):
+                return [part]
+            parts.append(self._noted(part))
+        self._await_until(deadline, when_long)
+        try:
+            for part in rest:
+                parts.append(self._noted(part))
+                await asyncio.sleep(0)
+                self._refuse_if_given_up()
+            return [await self._made(part) if isinstance(part, Future) else part for part in parts]
+        finally:
+            self._await_no_longer()
+
+    def _noted(self, part: Part | Future[Part]) -> Part | Future[Part]:
+        if isinstance(part, Future):
+            self._under_way.append(part)
+        return part
+
+    async def _made(self, work: Future[Part]) -> Part:
+        loop = asyncio.get_running_loop()
+        self._waits_for = waits_for = loop.create_future()
+        work.add_done_callback(lambda _: _call_on(loop, _end, waits_for))
+        await waits_for
+        self._refuse_if_given_up()
+        return work.result()
+
+    def _refuse_if_given_up(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     async def run(
         self, items: Sequence[Item], *, deadline: float, when_long: Callable[[], None] | None = None
@@ -462,14 +525,21 @@ class Admission(Generic[Item, Result]):
         self._entries = entries = batcher._enqueue(items, loop, now)
         if all([entry.future.done() for entry in entries]):  # noqa: C419 - a generator for one entry costs more
             return [entry.future.result() for entry in entries]
-        self._deadline, self._when_long = deadline, when_long
-        batcher._alarm.set(self, min(deadline, now + _LONG) if when_long else deadline, loop)
+        self._await_until(deadline, when_long)
         try:
             return [await entry.future for entry in entries]
         finally:
-            batcher._alarm.unset(self)
-            self._when_long = None  # knows this admission, and neither would go before garbage is looked for
+            self._await_no_longer()
             self.cancel()
+
+    def _await_until(self, deadline: float, when_long: Callable[[], None] | None) -> None:
+        self._deadline, self._when_long = deadline, when_long
+        due = min(deadline, monotonic() + _LONG) if when_long else deadline
+        self._batcher._alarm.set(self, due, asyncio.get_running_loop())
+
+    def _await_no_longer(self) -> None:
+        self._batcher._alarm.unset(self)
+        self._when_long = None  # knows this admission, and neither would go before garbage is looked for
 
     def cancel(self) -> None:
         """Give up whatever is not answered yet; what still waits will be skipped."""
@@ -477,7 +547,7 @@ class Admission(Generic[Item, Result]):
             entry.future.cancel()
 
     def abandon(self) -> None:
-        """Give up since nobody waits any more: `run` raises ClientLeft."""
+        """Give up since nobody waits any more: `prepare` or `run` raises ClientLeft."""
         self._give_up(ClientLeft("The client closed the connection before the answer."))
 
     def ring(self, now: float) -> None:
@@ -492,11 +562,31 @@ class Admission(Generic[Item, Result]):
 
     def _give_up(self, error: ServiceError) -> None:
         open_entries = [entry for entry in self._entries if not entry.future.done()]
-        self._batcher._metrics.rejected_images.labels(error.code).inc(len(open_entries))
+        self._batcher._metrics.rejected_images.labels(error.code).inc(len(open_entries) + self._reserved)
         self._batcher._answer_all(open_entries, error)
+        if self._reserved:
+            self._error = error
+            if self._waits_for is not None:
+                _end(self._waits_for)
 
     def _release(self) -> None:
-        if self._reserved:
-            self._batcher._reserved -= self._reserved
-            self._reserved = 0
-            self._batcher._rest()
+        """Give the places back that were not used, those of work that cannot be dropped any more once it has ended."""
+        if not self._reserved:
+            return
+        loop, give_back = asyncio.get_running_loop(), self._batcher._give_back
+        running = [work for work in self._under_way if not (work.cancel() or work.done())]
+        for work in running:
+            work.add_done_callback(lambda _: _call_on(loop, give_back, 1))
+        give_back(self._reserved - len(running))
+        self._reserved = 0
+
+
+def _end(waits_for: "asyncio.Future[None]") -> None:
+    if not waits_for.done():
+        waits_for.set_result(None)
+
+
+def _call_on(loop: asyncio.AbstractEventLoop, call: Callable[[Argument], None], argument: Argument) -> None:
+    """Call a function on the event loop, from any thread, unless the loop has ended and nobody waits."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, argument)

@@ -14,10 +14,9 @@ It knows neither HTTP nor the model: bytes in, uint8 [H, W, 3] out.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,6 @@ from service.jpeg import JpegHead, decode_rgb, is_jpeg, read_head
 from service.plain_png import count_png_chunks, decode_plain_png, lacks_pixels
 
 Pixels = NDArray[np.uint8]
-Decoded = TypeVar("Decoded")
 
 
 class Sized(NamedTuple):
@@ -89,7 +87,12 @@ class ImageDecoder:
         Image.MAX_IMAGE_PIXELS = None
 
     async def decode(self, data: bytes, *, field: str) -> Pixels:
-        """Return the model's pixels, uint8 [H, W, 3].
+        """Return the pixels once they are there; arguments and errors are those of `begin`."""
+        begun = self.begin(data, field=field)
+        return await asyncio.wrap_future(begun) if isinstance(begun, Future) else begun
+
+    def begin(self, data: bytes, *, field: str) -> Pixels | Future[Pixels]:
+        """Return the model's pixels, uint8 [H, W, 3], or the work in a thread that decodes them.
 
         Args:
             data: the picture's file.
@@ -103,14 +106,14 @@ class ImageDecoder:
         if at_once is not None:
             return at_once
         if _may_take_long(data):
-            return await asyncio.get_running_loop().run_in_executor(self._executor, self._whole, data, field)
+            return self._executor.submit(self._whole, data, field)
         image = self._open(data, field)
         if image.width * image.height <= _INLINE_PIXELS:
             return self._pixels(image, data, field)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._pixels, image, data, field)
+        return self._executor.submit(self._pixels, image, data, field)
 
     def at_once(self, data: bytes, *, field: str) -> Pixels | None:
-        """Return the pixels of a small plain PNG as `decode` does, without its detour; None: it is another picture."""
+        """Return the pixels of a small plain PNG as `begin` does, without its detour; None: it is another picture."""
         plain = decode_plain_png(data, self._inline_pixels) if len(data) <= _INLINE_BYTES else None
         if plain is None:
             return None
@@ -120,12 +123,12 @@ class ImageDecoder:
         self._refuse_by_resized(width, height, field)
         return self._fitted(Image.fromarray(plain))
 
-    async def decode_sized(self, data: bytes, *, field: str) -> Sized:
-        """Return a detector's pixels and both sizes; always in a thread, as its pictures are large.
+    def begin_sized(self, data: bytes, *, field: str) -> Future[Sized]:
+        """Return the work that gives a detector's pixels and both sizes: in a thread, as its pictures are large.
 
-        Args, Raises: as `decode`.
+        Args, Raises: as `begin`.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._sized, data, field)
+        return self._executor.submit(self._sized, data, field)
 
     def _sized(self, data: bytes, field: str) -> Sized:
         picture = self._rgb(self._open(data, field), data, field)
@@ -223,18 +226,6 @@ class ImageDecoder:
         if picture.size != size:
             picture = picture.resize(size, _RESAMPLING[spec.interpolation])
         return picture if box == (0, 0, *size) else picture.crop(box)
-
-
-async def all_decoded(decodings: Iterable[Awaitable[Decoded]]) -> list[Decoded]:
-    """Return all pictures of a request, or raise the first error once none of them is being decoded any more.
-
-    What bounds the work under way is the request's places in the queue, which it gives back with its answer.
-    """
-    found = await asyncio.gather(*decodings, return_exceptions=True)
-    for each in found:
-        if isinstance(each, BaseException):
-            raise each
-    return cast(list[Decoded], found)
 
 
 def _may_take_long(data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Whether the client is still there while its work waits or runs. It knows no route."""
+"""Whether the client is still there while its work is prepared, waits or runs. It knows no route."""
 
 import asyncio
 
@@ -18,8 +18,9 @@ class ClientWatch:
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Ask from now on."""
-        self._task = asyncio.create_task(self._abandon())
+        """Ask from now on, unless that has begun already."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._abandon())
 
     async def _abandon(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":

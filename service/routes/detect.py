@@ -16,7 +16,7 @@ from starlette.responses import Response
 from service.callers import Caller
 from service.detection_predictor import DetectionOutcome, DetectionPredictor, Detections, DetectionWork, MasksTooLong
 from service.errors import AnswerTooLarge
-from service.images import Sized, all_decoded
+from service.images import Sized
 from service.routes.access import caller_of, rules_for, take
 from service.routes.answers import Answer, AnswerWriter
 from service.routes.client_watch import ClientWatch
@@ -36,15 +36,15 @@ async def detect(request: Request, service: Service, by: DetectionPredictor) -> 
     with service.batcher.admit(len(query.images)) as admission:
         take(caller, len(query.images), service)
         decoding = perf_counter()
-        decode = service.decoder.decode_sized
-        pictures = await all_decoded(decode(image.data, field=image.field) for image in query.images)
-        decoded = perf_counter()
-        works = [
-            DetectionWork(by, picture, image.alpha, query.limits)
-            for picture, image in zip(pictures, query.images, strict=True)
-        ]
+        begun = (service.decoder.begin_sized(image.data, field=image.field) for image in query.images)
         watch = ClientWatch(request, admission)
         try:
+            pictures: list[Sized] = await admission.prepare(begun, deadline=deadline, when_long=watch.begin)
+            decoded = perf_counter()
+            works = [
+                DetectionWork(by, picture, image.alpha, query.limits)
+                for picture, image in zip(pictures, query.images, strict=True)
+            ]
             outcomes = await admission.run(works, deadline=deadline, when_long=watch.begin)
         finally:
             watch.end()

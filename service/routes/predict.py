@@ -16,7 +16,6 @@ from starlette.responses import Response
 from service.callers import Caller
 from service.detection_predictor import DetectionPredictor
 from service.detection_schemas import DetectResponse
-from service.images import Pixels, all_decoded
 from service.predictor import Explained, Wants, Work
 from service.routes.access import caller_of, rules_for, take
 from service.routes.answers import Answer
@@ -28,7 +27,7 @@ from service.routes.failures import documented
 from service.routes.forms import read_query
 from service.routes.patience import patience
 from service.routes.predict_docs import DESCRIPTION, OPENAPI
-from service.routes.rules import ImageQuery, PredictQuery, Rules
+from service.routes.rules import PredictQuery, Rules
 from service.schemas import PredictResponse
 from service.scoring import Score
 from service.telemetry import Times, note_times
@@ -65,14 +64,13 @@ async def predict(request: Request) -> Response:
         if service.batcher.callers() > 1:
             await asyncio.sleep(0)  # until all who came are as far: one behind the other, decoding takes less
         decoding = perf_counter()
-        one = query.images[0]
-        at_once = service.decoder.at_once(one.data, field=one.field) if len(query.images) == 1 else None
-        pixels = await _decode(query.images, service) if at_once is None else [at_once]
-        decoded = perf_counter()
+        begun = (service.decoder.begin(image.data, field=image.field) for image in query.images)
         wants: Wants = "explained" if explain else "score"
-        items = [Work(by, picture, image.knobs, wants) for picture, image in zip(pixels, query.images, strict=True)]
         watch = ClientWatch(request, admission)
         try:
+            pixels = await admission.prepare(begun, deadline=deadline, when_long=watch.begin)
+            decoded = perf_counter()
+            items = [Work(by, picture, image.knobs, wants) for picture, image in zip(pixels, query.images, strict=True)]
             outcomes = await admission.run(items, deadline=deadline, when_long=watch.begin)
         finally:
             watch.end()
@@ -96,13 +94,6 @@ class _JsonAnswer(Response):
     def __init__(self, body: bytes) -> None:
         self.body, self.status_code, self.background = body, 200, None
         self.raw_headers = [(b"content-length", b"%d" % len(body)), _JSON]
-
-
-async def _decode(images: list[ImageQuery], service: Service) -> list[Pixels]:
-    decode = service.decoder.decode
-    if len(images) == 1:
-        return [await decode(images[0].data, field=images[0].field)]
-    return await all_decoded(decode(image.data, field=image.field) for image in images)
 
 
 def _answer(query: PredictQuery, scores: list[Score], service: Service, caller: Caller, rules: Rules) -> Answer:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +62,32 @@ async def test_what_has_expired_or_was_abandoned_costs_no_run_of_the_model(slow:
     assert metric(slow, IMAGES_RUN) - before == 16
     assert metric(slow, 'evenkeel_rejected_images_total{reason="client_left"}') - left == 10
     assert metric(slow, "evenkeel_images_in_flight") == 0
+
+
+def processor_seconds(service: Process) -> float:
+    fields = Path(f"/proc/{service.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def form_of(*pictures: bytes, timeout: float) -> bytes:
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    body = b"".join(head + each + b"\r\n" for each in pictures) + b"--x--\r\n"
+    return request(body, headers={"Content-Type": "multipart/form-data; boundary=x", "X-Request-Timeout": f"{timeout}"})
+
+
+async def test_what_has_expired_or_was_abandoned_is_decoded_no_further(slow: Process) -> None:
+    large, begin = picture(size=(4000, 4000), kind="JPEG"), processor_seconds(slow)
+    assert (await send(slow.port, form_of(large, timeout=10))).status == 200
+    one = processor_seconds(slow) - begin
+    for leaves in (False, True):
+        begin, data = processor_seconds(slow), form_of(*[large] * 24, timeout=10 if leaves else 0.5)
+        if leaves:
+            await leave(slow.port, data, after=0.5)
+        else:
+            answer = await send(slow.port, data)
+            assert (answer.status, answer.json["code"]) == (504, "deadline_exceeded")
+        await asyncio.to_thread(wait_until, lambda: metric(slow, "evenkeel_queue_depth") == 0)
+        assert processor_seconds(slow) - begin < 16 * one
 
 
 async def test_a_failing_picture_fails_alone(slow: Process) -> None:

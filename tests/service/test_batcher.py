@@ -1,7 +1,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -384,6 +385,115 @@ async def test_a_delay_waits_for_company_but_not_for_a_full_batch(make: Make, ec
     await asyncio.sleep(0.05)
     await asyncio.gather(first, ask(batcher, 5))
     assert echo.batches == [[0, 1, 2, 3], [4, 5]]
+
+
+class Workshop:
+    """One thread in which parts are made, each as soon as it is told to be."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.begun: list[int] = []
+        self.gate = threading.Event()
+
+    def begin(self, part: int) -> Future[int]:
+        return self.pool.submit(self._make, part)
+
+    def _make(self, part: int) -> int:
+        self.begun.append(part)
+        self.gate.wait(20)
+        if part < 0:
+            raise ZeroDivisionError
+        return part
+
+
+@pytest.fixture
+def workshop() -> Iterator[Workshop]:
+    workshop = Workshop()
+    yield workshop
+    workshop.gate.set()
+    workshop.pool.shutdown()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - whatever it is
+            await asyncio.sleep(0.005)
+
+
+async def test_what_items_are_made_of_comes_in_order_at_once_or_from_threads(make: Make, workshop: Workshop) -> None:
+    workshop.gate.set()
+    with make().admit(4) as admission:
+        parts = await admission.prepare([1, workshop.begin(2), workshop.begin(3), 4], deadline=time.monotonic() + 10)
+    assert parts == [1, 2, 3, 4]
+    with make().admit(1) as admission:
+        assert await admission.prepare([workshop.begin(5)], deadline=time.monotonic() + 10) == [5]
+
+
+async def test_at_the_deadline_what_has_not_begun_is_dropped_and_what_has_holds_its_place(
+    make: Make, workshop: Workshop, metrics: Metrics
+) -> None:
+    batcher = make()
+    with pytest.raises(DeadlineExceeded), batcher.admit(3) as admission:
+        await admission.prepare(map(workshop.begin, range(3)), deadline=time.monotonic() + 0.05)
+    assert total(metrics, "evenkeel_rejected_images_total", reason="deadline_exceeded") == 3
+    assert batcher.depth == 1
+    closing = asyncio.create_task(batcher.close(5))
+    await asyncio.sleep(0.01)
+    assert not closing.done()
+    workshop.gate.set()
+    await closing
+    assert batcher.depth == 0
+    assert workshop.begun == [0]
+
+
+async def test_who_leaves_while_its_items_are_prepared_costs_nothing_more(
+    make: Make, workshop: Workshop, metrics: Metrics
+) -> None:
+    batcher, long = make(), asyncio.Event()
+    with pytest.raises(ClientLeft), batcher.admit(3) as admission:
+        deadline = time.monotonic() + 10
+        left = asyncio.create_task(
+            admission.prepare(map(workshop.begin, range(3)), deadline=deadline, when_long=long.set)
+        )
+        await long.wait()
+        admission.abandon()
+        await left
+    workshop.gate.set()
+    await until(lambda: batcher.depth == 0)
+    assert workshop.begun == [0]
+    assert total(metrics, "evenkeel_rejected_images_total", reason="client_left") == 3
+
+
+async def test_between_parts_that_are_made_at_once_others_have_their_turn_and_the_deadline_counts(make: Make) -> None:
+    begun = []
+
+    def slowly(part: int) -> int:
+        begun.append(part)
+        time.sleep(0.01)
+        return part
+
+    with pytest.raises(DeadlineExceeded), make(max_queue_size=1000).admit(1000) as admission:
+        await admission.prepare(map(slowly, range(1000)), deadline=time.monotonic() + 0.05)
+    assert 1 < len(begun) < 100
+
+
+async def test_a_part_that_fails_spares_those_behind_it(make: Make, workshop: Workshop) -> None:
+    batcher = make()
+    asyncio.get_running_loop().call_later(0.02, workshop.gate.set)
+    with pytest.raises(ZeroDivisionError), batcher.admit(1) as admission:
+        await admission.prepare([workshop.begin(-1)], deadline=time.monotonic() + 10)
+
+    def breaks(part: int) -> Future[int]:
+        if part == 2:
+            raise ZeroDivisionError
+        return workshop.begin(part)
+
+    workshop.gate.clear()
+    with pytest.raises(ZeroDivisionError), batcher.admit(4) as admission:
+        await admission.prepare(map(breaks, range(4)), deadline=time.monotonic() + 10)
+    workshop.gate.set()
+    await until(lambda: batcher.depth == 0)
+    assert 1 not in workshop.begun
 
 
 async def test_the_gauges_follow_the_queue(make: Make, echo: Echo, metrics: Metrics) -> None:

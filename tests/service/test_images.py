@@ -15,7 +15,7 @@ from PIL import Image
 
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage, ServiceError
-from service.images import ImageDecoder, all_decoded
+from service.images import ImageDecoder
 from service.jpeg import read_head
 
 MAX_PIXELS = 1_000_000
@@ -65,7 +65,7 @@ async def test_a_detectors_picture_comes_with_both_sizes_upright(turn: int) -> N
     exif[0x0112] = turn
     data = encoded(gradient(size=(40, 10)), "PNG", exif=exif)
     decoder = ImageDecoder(rule, max_pixels=MAX_PIXELS, threads=1)
-    sized = await decoder.decode_sized(data, field="body")
+    sized = decoder.begin_sized(data, field="body").result()
     decoder.close()
     assert (sized.own, sized.part) == (((40, 10), (32, 8)) if turn == 1 else ((10, 40), (6, 24)))
     width, height = sized.part
@@ -242,9 +242,9 @@ async def test_too_many_pixels_are_refused_by_the_header(decoder: ImageDecoder, 
 async def test_a_detectors_picture_of_endless_sides_is_refused_by_the_header(size: tuple[int, int]) -> None:
     decoder = ImageDecoder(spec(resize="longest_side"), max_pixels=40_000_000, threads=1)
     with pytest.raises(ImageTooLarge, match="side of more than 16384 pixels") as refusal:
-        await decoder.decode_sized(png_that_claims(*size), field="body")
+        decoder.begin_sized(png_that_claims(*size), field="body").result()
     assert refusal.value.value == f"{size[0]}x{size[1]}"
-    assert (await decoder.decode_sized(encoded(gradient(size=(16_384, 1))), field="body")).own == (16_384, 1)
+    assert decoder.begin_sized(encoded(gradient(size=(16_384, 1))), field="body").result().own == (16_384, 1)
     decoder.close()
 
 
@@ -362,19 +362,3 @@ async def test_a_png_whose_pixels_end_early_is_refused(decoder: ImageDecoder, si
     cut = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     with pytest.raises(InvalidImage, match="pixels end too early"):
         await decoder.decode(whole[: whole.index(b"IDAT") - 4] + cut + whole[-12:], field="body")
-
-
-async def test_an_error_comes_once_no_picture_of_its_request_is_being_decoded_any_more() -> None:
-    ended = []
-
-    async def breaks() -> int:
-        raise InvalidImage("The picture is empty.")
-
-    async def takes_longer() -> int:
-        await asyncio.sleep(0.01)
-        ended.append(True)
-        return 1
-
-    with pytest.raises(InvalidImage):
-        await all_decoded([breaks(), takes_longer()])
-    assert ended
