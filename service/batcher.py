@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from time import monotonic, perf_counter, thread_time
+from time import monotonic, perf_counter
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -67,6 +67,27 @@ class _Pace:
 
     def observe(self, value: float) -> None:
         self.mean += 0.2 * (value - self.mean) if self.mean else value
+
+
+class _Length:
+    """How long a run would take on the event loop, by the clock.
+
+    A run in a thread waits for its turn in the interpreter too: of those the quickest tells. What is waited for on the
+    loop, a device above all, holds everyone up: there every run counts.
+    """
+
+    __slots__ = ("_each", "_quickest")
+
+    def __init__(self) -> None:
+        self._each = self._quickest = math.inf
+
+    def observe(self, seconds: float, count: int, *, on_loop: bool) -> None:
+        each = seconds / count
+        self._each = self._each + 0.2 * (each - self._each) if on_loop else min(self._each, each)
+        self._quickest = min(self._quickest, seconds)
+
+    def of(self, count: int) -> float:
+        return max(count * self._each, self._quickest)
 
 
 class _Rung(Protocol):
@@ -116,9 +137,8 @@ class DynamicBatcher(Generic[Item, Result]):
         max_batch_size: most items in one call.
         max_queue_size: most items that may wait.
         max_queue_delay: seconds that the oldest item waits for a fuller batch while the function is idle.
-        brief: a batch that, to judge by those before it, takes less than so many seconds of the processor is run on the
-            event loop, as the way to another thread and back would take longer than the run. Only for a function that
-            cannot hang.
+        brief: a batch that, to judge by those before it, takes less than so many seconds is run on the event loop, as
+            the way to another thread and back would take longer than the run. Only for a function that cannot hang.
         metrics: where to count.
 
     Attributes:
@@ -157,7 +177,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._idle = asyncio.Event()
         self._idle.set()
         self._seconds_per_item = _Pace()
-        self._work_per_item = _Pace()  # of the processor: in a thread a run also waits for its turn in the interpreter
+        self._length = _Length()
         self._executor = _one_thread()
         self._alarm = _Alarm()
         metrics.queue_capacity.set(max_queue_size)
@@ -182,7 +202,7 @@ class DynamicBatcher(Generic[Item, Result]):
         """
         self._max_batch_size, self._brief = max_batch_size, brief
         self._runs = 0
-        self._seconds_per_item, self._work_per_item = _Pace(), _Pace()
+        self._seconds_per_item, self._length = _Pace(), _Length()
 
     def admit(self, count: int) -> "Admission[Item, Result]":
         """Reserve places for `count` items, or refuse; a context manager whose end gives unused places back.
@@ -286,13 +306,13 @@ class DynamicBatcher(Generic[Item, Result]):
                 entry.started = started
         self._metrics.batch_size.observe(len(batch))
         if self._is_brief(len(batch)):
-            self._finish(batch, *self._attempt([entry.item for entry in batch]))
+            self._finish(batch, *self._attempt([entry.item for entry in batch]), on_loop=True)
         else:
             self._submit(batch)
 
     def _is_brief(self, count: int) -> bool:
         """Tell whether a run of so many is known to be over before another thread would have begun."""
-        return self._runs >= _RUNS_UNTIL_KNOWN and count * self._work_per_item.mean < self._brief
+        return self._runs >= _RUNS_UNTIL_KNOWN and self._length.of(count) < self._brief
 
     def _submit(self, batch: list[_Entry[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()
@@ -308,15 +328,11 @@ class DynamicBatcher(Generic[Item, Result]):
         except RuntimeError as cause:  # there is no thread to be had, or someone has ended it
             logger.error("the inference thread is gone (%s); another takes its place", cause)
             self._executor = _one_thread()
-            loop.call_soon(self._finish, batch, _inference_failed(cause), 0.0, 0.0)
+            loop.call_soon(self._finish, batch, _inference_failed(cause), 0.0)
 
-    def _attempt(self, items: list[Item]) -> tuple[Sequence[Result] | ServiceError, float, float]:
-        """Run the batch and return what comes of it, whatever goes wrong too, and the seconds that it took.
-
-        Returns:
-            The results or the error; seconds by the clock; seconds of the processor in this thread.
-        """
-        begin, work = perf_counter(), thread_time()
+    def _attempt(self, items: list[Item]) -> tuple[Sequence[Result] | ServiceError, float]:
+        """Run the batch and return what comes of it, whatever goes wrong too, and the seconds that it took."""
+        begin = perf_counter()
         outcome: Sequence[Result] | ServiceError
         try:
             outcome = self._run_batch(items)
@@ -324,7 +340,7 @@ class DynamicBatcher(Generic[Item, Result]):
                 raise RuntimeError(f"a batch of {len(items)} gave {len(outcome)} results")
         except BaseException as cause:
             outcome = _inference_failed(cause)
-        return outcome, perf_counter() - begin, thread_time() - work
+        return outcome, perf_counter() - begin
 
     def _take(self) -> list[_Entry[Item, Result]]:
         if self._halves:
@@ -343,17 +359,18 @@ class DynamicBatcher(Generic[Item, Result]):
         batch: list[_Entry[Item, Result]],
         outcome: Sequence[Result] | ServiceError,
         seconds: float,
-        work: float,
+        *,
+        on_loop: bool = False,
     ) -> None:
         self._running = []
         self._runs += 1
         self._seconds_per_item.observe(seconds / len(batch))
-        self._work_per_item.observe(work / len(batch))
         self._metrics.inference_seconds.observe(seconds)
         if isinstance(outcome, ServiceError):
             self._fail(batch, outcome, monotonic())
         else:
             self._first_failure = None
+            self._length.observe(seconds, len(batch), on_loop=on_loop)
             if not self._is_brief(min(len(self._queue), self._max_batch_size)):
                 self._wake()  # before whoever writes an answer: a long run need not wait for it
             for entry, result in zip(batch, outcome, strict=True):

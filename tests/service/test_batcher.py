@@ -524,18 +524,35 @@ async def test_a_function_known_to_be_brief_runs_on_the_loop_and_a_slow_one_in_i
     assert [thread == own for thread in threads] == [False] * 50 + [True] * 10 + [False] * 60
 
 
-async def test_a_run_is_brief_by_its_work_and_not_by_what_it_waits_for_the_interpreter(make: Make) -> None:
-    threads: list[int] = []
+async def on_the_loop(make: Make, waits: Callable[[int, int], float], *, brief: float, counts: list[int]) -> list[bool]:
+    """Run batches of so many items, the n-th of which waits for `waits(n, items)` seconds; tell which were on it."""
+    found: list[bool] = []
 
     def run(items: list[int]) -> list[str]:
-        threads.append(threading.get_ident())
-        time.sleep(0.002)
+        time.sleep(waits(len(found), len(items)))
+        found.append(threading.current_thread() is threading.main_thread())
         return [f"item {item}" for item in items]
 
-    batcher = make(run, brief=0.001)
-    for item in range(51):
-        await ask(batcher, item)
-    assert threads[-1] == threading.get_ident() != threads[0]
+    batcher = make(run, brief=brief)
+    for count in counts:
+        await ask(batcher, *range(count))
+    return found
+
+
+async def test_a_run_that_waits_without_working_is_not_brief(make: Make) -> None:
+    for_each_run = await on_the_loop(make, lambda _, items: 0.01, brief=0.005, counts=[4, 1] * 28)
+    assert not any(for_each_run)
+    for_each_item = await on_the_loop(make, lambda _, items: 0.003 * items, brief=0.01, counts=[1] * 50 + [4] * 3)
+    assert not any(for_each_item)
+
+
+async def test_runs_are_brief_by_the_quickest_in_the_thread_and_by_all_on_the_loop(make: Make) -> None:
+    """In the thread they wait for the interpreter too, which says nothing of the loop."""
+    found = await on_the_loop(
+        make, lambda number, _: 0.01 if number % 10 or number >= 50 else 0, brief=0.005, counts=[1] * 60
+    )
+    assert found[49:51] == [False, True]
+    assert not found[-1]
 
 
 async def test_on_the_loop_too_only_the_item_at_fault_fails(make: Make, echo: Echo) -> None:
