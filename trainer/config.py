@@ -260,6 +260,9 @@ class Recipe(BaseRecipe):
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="torch.compile of the forward and backward pass; auto: on a GPU, as it is slower on a CPU"
     )
+    capture: Literal["auto", "always", "never"] = Field(
+        "auto", description="forward and backward pass as CUDA graphs; auto: on one GPU"
+    )
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     backbone: BackboneConfig

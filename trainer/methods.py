@@ -24,8 +24,11 @@ NOT_IN_KEY: dict[str, bool | set[str]] = {
     "loss": True,
     "input": {"decoder"},
     "checkpoint_steps": True,
+    "compile": True,
+    "capture": True,
 }
-"""What does not change the weights, as all decoders give the same pixels; data and loss are added in their own form."""
+"""What does not change the weights but by rounding, as all decoders give the same pixels; data and loss are added in
+their own form."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ It knows neither where pictures come from nor what a bundle is. Weights are thos
 average where the recipe asks for one; the test split is never seen here.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.averaging import WeightAverage
 from trainer.checkpoint import (
@@ -34,8 +33,9 @@ from trainer.epoch import EpochTally, EpochTimer, random_state, restore_random
 from trainer.errors import TrainerError
 from trainer.losses import create_loss
 from trainer.mixing import Mixture, mix
-from trainer.model import LongTailClassifier, channels_last
+from trainer.model import LongTailClassifier
 from trainer.optimizer import create_optimizer, set_rate
+from trainer.passes import forward_pass
 from trainer.progress import track
 from trainer.schedule import learning_rate, momentum_decay
 from trainer.sharpness import worst_nearby
@@ -60,9 +60,13 @@ class Training:
         self.model = LongTailClassifier(recipe, len(splits.class_names), fetch_weights=fetch_weights).on(device)
         share_batch_statistics(self.model, device)
         self.optimizer = create_optimizer(recipe.optimizer, self.model)
-        is_compiled = recipe.compile == "always" or (recipe.compile == "auto" and device.type == "cuda")
-        spread_model = spread(self.model)
-        self._compute = _compiled(spread_model) if is_compiled else spread_model
+        self._compute = forward_pass(
+            spread(self.model),
+            device,
+            in_bf16=self.autocast,
+            compiled=_is_on(recipe.compile, device),
+            captured=_is_captured(recipe, device),
+        )
         decay = recipe.averaging.decay
         self.average = WeightAverage(self.model, decay) if decay else None
         self._shots = ShotStatistics(splits.class_counts.tolist(), device)
@@ -112,7 +116,7 @@ class Training:
         batches = train.training(self.recipe.schedule.epochs)
         for pixels, _ in track(batches, "momentum direction", total=train.steps_per_epoch()):
             with torch.no_grad():
-                features = self._forward(pixels)[1]
+                features = self._compute(pixels)[1]
             self.model.head.update_direction(batch_mean(features), momentum_decay=decay)
         self.checkpoint.model, self.checkpoint.average = self.model.state_dict(), {}
 
@@ -170,6 +174,7 @@ class Training:
         set_rate(self.optimizer, rate)
         loss, logits, features = self._backward(pixels, labels, mixture)
         if self.recipe.optimizer.sharpness_rho:
+            logits, features = logits.detach().clone(), features.detach().clone()  # a captured pass reuses memory
             with worst_nearby(self.model, self.recipe.optimizer.sharpness_rho):
                 self._backward(pixels, labels, mixture)
         self.optimizer.step()
@@ -179,17 +184,12 @@ class Training:
 
     def _backward(self, pixels: Tensor, labels: Tensor, mixture: Mixture | None) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the gradients at the weights as they are; gives loss, logits [N, C] and features [N, D]."""
-        logits, features = self._forward(pixels)
+        logits, features = self._compute(pixels)
         loss = mixture.loss(self.loss, logits, labels) if mixture else self.loss(logits, labels)
         loss = loss * share_of_loss(len(labels), self.device) if world_size() > 1 else loss
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         return loss, logits, features
-
-    def _forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            logits, features = self._compute(channels_last(pixels))
-        return logits, features
 
     def _keep(self) -> None:
         self.checkpoint.model = self.model.state_dict()
@@ -197,15 +197,18 @@ class Training:
         self.checkpoint.average = self.average.state if self.average else {}
 
 
-def _compiled(model: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Compile a model, with kernels for each size of a batch: an epoch has two, and one kernel for both is slower.
+def _is_on(setting: str, device: torch.device) -> bool:
+    return setting == "always" or (setting == "auto" and device.type == "cuda")
 
-    What was compiled for models before it is forgotten, as torch keeps a few graphs only and then compiles no more.
-    """
-    torch.compiler.reset()
-    torch.backends.cudnn.benchmark = True  # sizes stay, so it pays to try which convolution is fastest
-    compiled: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.compile(model, dynamic=False)
-    return compiled
+
+def _is_captured(recipe: Recipe, device: torch.device) -> bool:
+    fits = device.type == "cuda" and world_size() == 1
+    if recipe.capture == "always" and not fits:
+        raise TrainerError(
+            f"capture=always: CUDA graphs need a GPU and a process alone, not {device.type} and {world_size()} "
+            "processes; set capture=auto"
+        )
+    return fits and recipe.capture != "never"
 
 
 def choose_device(name: str) -> torch.device:

@@ -60,7 +60,15 @@ def refuse_other_run(saved: Checkpoint[RecipeT], wanted: Checkpoint[RecipeT]) ->
     before, now = _flat(saved.recipe.model_dump(mode="json")), _flat(wanted.recipe.model_dump(mode="json"))
     # Where the pictures lie may change; which pictures they are may not, and the fingerprint holds that. All decoders
     # give the same pixels.
-    may_change = ("data.source", "data.cache", "data.num_workers", "input.decoder", "checkpoint_steps")
+    may_change = (
+        "data.source",
+        "data.cache",
+        "data.num_workers",
+        "input.decoder",
+        "checkpoint_steps",
+        "compile",
+        "capture",
+    )
     differing = [key for key in now if before.get(key) != now[key] and key not in may_change]
     if differing:
         changes = "; ".join(f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in differing)

@@ -1,24 +1,26 @@
-"""The long trainings in order of importance, for a machine with a GPU: one command, one table for trainer/RESULTS.md.
+"""The long trainings, side by side on one GPU: many processes, one table for trainer/RESULTS.md.
 
-python -m tests.benchmarks.gpu_training --data ../cifar100 --data10 ../cifar10 --output runs/gpu --minutes 50
-python -m tests.benchmarks.gpu_training --output runs/smoke --smoke     # the whole flow in a minute, on made pictures
+python -m tests.benchmarks.gpu_training --data ../cifar100 --output runs/gpu --jobs 12 --minutes 50
+python -m tests.benchmarks.gpu_training --data ../cifar100 --output runs/gpu --table   # of what is trained
+python -m tests.benchmarks.gpu_training --output runs/smoke --smoke --jobs 2           # the flow, on made pictures
 
-Trainings are `trainer compare`'s, so they lie in folders named by what determines them; called again, it goes on with
-the one that the time ran out on. Table and JSON are written anew after each. No choice is made on the test set.
+A small network leaves most of a large GPU idle, so trainings share it. Each is a `trainer train` in a folder and with a
+log of its own; called again, those that the time ran out on go on. The table is `trainer compare`'s, which finds
+finished runs by what determines them. No choice is made on the test set.
 """
 
 import argparse
 import json
+import os
+import re
 import shlex
-import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import pyarrow as pa
@@ -29,18 +31,23 @@ from tests.trainer.tiny import png
 from trainer.checkpoint import load_checkpoint
 from trainer.compare import Comparison, compare_methods
 from trainer.comparison import Row
+from trainer.methods import METHODS
 from trainer.progress import console
-from trainer.train import choose_device
 
 GOAL = 20_000
-"""Images/s that a ResNet-32 should pass on a large GPU, with data on the device and compiled steps."""
+"""Images/s that a ResNet-32 should pass on a large GPU, with data on the device and captured or compiled steps."""
 SMOKE = (
     "schedule={epochs: 1}",
     "batch_size=32",
     "data.long_tail.imbalance_factor=4",
     "backbone.name=small_cnn",  # a ResNet-32 takes a second a step where the machine is small and busy
 )
-SMOKED = ("strong, both", "CIFAR-10, strong, 400 epochs", "the paper's recipe, other classifiers", "gamma 1/64")
+SMOKED = (
+    "strong, 400 epochs: weight decay 1e-3, sharpness-aware",
+    "strong, 400 epochs: CutMix",
+    "CIFAR-10: strong, 400 epochs",
+    "paper: other classifiers",
+)
 """Of each kind of training one, as evaluation and plots take most of the time."""
 COLUMNS = {
     "accuracy": "all",
@@ -62,79 +69,145 @@ class Entry:
     settings: tuple[str, ...] = ()
 
 
-def longer(epochs: int) -> str:
-    return f"schedule.epochs={epochs}"
-
-
 CUTMIX = ("augment.cutmix=1", "augment.mixing_probability=0.5", "augment.mixing_until=0.8")
-STRONG = "cifar100_lt_strong"
-POSTHOC = ("crt", "lws", "tau_norm", "ncm")
+DECAY = "optimizer.weight_decay=0.001"
+SHARP = "optimizer.sharpness_rho=0.1"
+NO_AVERAGE = "averaging.decay=0"
+CANDIDATES = {
+    "the base": (),
+    "weight decay 1e-3": (DECAY,),
+    "weight decay 2e-3": ("optimizer.weight_decay=0.002",),
+    "CutMix": CUTMIX,
+    "weight decay 1e-3, CutMix": (DECAY, *CUTMIX),
+    "mixup": ("augment.mixup=0.2", *CUTMIX[1:]),
+    "RandAugment": ("augment.policy=rand",),
+    "TrivialAugment": ("augment.policy=trivial",),
+    "half of the logit adjustment": ("loss={name: logit_adjustment, tau: 0.5}",),
+    "sharpness-aware": (SHARP,),
+    "weight decay 1e-3, sharpness-aware": (DECAY, SHARP),
+    "weight decay 1e-3, batch 64": (DECAY, "batch_size=64", "optimizer.learning_rate=0.05"),
+}
+"""What `cifar100_lt_strong` may be made of; trained over 400 epochs, and chosen among on pictures that are neither
+trained nor tested on (``tests.benchmarks.left_out``)."""
+PARTS = {
+    "crop and flip": (NO_AVERAGE, "augment.policy=none", "augment.cutout=0"),
+    "AutoAugment": (NO_AVERAGE, "augment.cutout=0"),
+    "AutoAugment and Cutout": (NO_AVERAGE,),
+    "the average too": (),
+}
+"""What each part brings, one after another."""
+STRONG, PAPER = "cifar100_lt_strong", "cifar100_lt"
+
+
+def strong(epochs: int, what: str, settings: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> Entry:
+    return Entry(
+        f"strong, {epochs} epochs: {what}", STRONG, seeds=seeds, settings=(f"schedule.epochs={epochs}", *settings)
+    )
+
+
 PLAN = (
-    Entry("strong, 400 epochs", STRONG, settings=(longer(400),)),
-    Entry("CIFAR-10, strong, 400 epochs", "cifar10_lt_strong", settings=(longer(400),)),
-    Entry("the paper's recipe", "cifar100_lt", seeds=(0, 1)),
-    Entry("the paper's recipe, other classifiers", "cifar100_lt", methods=("linear", "cosine", "capsule", *POSTHOC)),
-    Entry("factor 50", "cifar100_lt", settings=("data.long_tail.imbalance_factor=50",)),
-    Entry("factor 10", "cifar100_lt", settings=("data.long_tail.imbalance_factor=10",)),
-    *(Entry(f"K {heads}", "cifar100_lt", settings=(f"head.num_heads={heads}",)) for heads in (1, 4)),
-    *(Entry(f"tau {tau}", "cifar100_lt", settings=(f"head.tau={tau}",)) for tau in (8, 32)),
-    *(Entry(f"gamma 1/{part}", "cifar100_lt", settings=(f"head.gamma={1 / part}",)) for part in (16, 64)),
-    Entry("strong, CutMix", STRONG, settings=(longer(400), *CUTMIX)),
-    Entry("strong, sharpness-aware", STRONG, settings=(longer(400), "optimizer.sharpness_rho=0.1")),
-    Entry("strong, both", STRONG, settings=(longer(400), *CUTMIX, "optimizer.sharpness_rho=0.1")),
-    Entry("strong, 800 epochs", STRONG, settings=(longer(800),)),
-    Entry("strong, as it is", STRONG),
-    Entry("strong, second seed", STRONG, seeds=(1,), settings=(longer(400),)),
-    Entry("CIFAR-10, strong, second seed", "cifar10_lt_strong", seeds=(1,), settings=(longer(400),)),
-    Entry("losses", "cifar100_lt", methods=("focal", "balanced_softmax", "logit_adjustment")),
-    Entry("CIFAR-10, the paper's recipe", "cifar10_lt"),
-    Entry("strong, other classifiers", STRONG, methods=("linear", "cosine", "capsule"), settings=(longer(400),)),
+    *(strong(400, what, settings) for what, settings in CANDIDATES.items()),
+    Entry("paper: de-confounded", PAPER, seeds=(0, 1)),
+    Entry("paper: other classifiers", PAPER, methods=("linear", "cosine", "capsule", "crt", "lws", "tau_norm", "ncm")),
+    Entry("paper: losses", PAPER, methods=("focal", "balanced_softmax", "logit_adjustment")),
+    *(Entry(f"paper: factor {f}", PAPER, settings=(f"data.long_tail.imbalance_factor={f}",)) for f in (50, 10)),
+    *(Entry(f"paper: K {heads}", PAPER, settings=(f"head.num_heads={heads}",)) for heads in (1, 4)),
+    *(Entry(f"paper: tau {tau}", PAPER, settings=(f"head.tau={tau}",)) for tau in (8, 32)),
+    *(Entry(f"paper: gamma 1/{part}", PAPER, settings=(f"head.gamma={1 / part}",)) for part in (16, 64)),
+    *(strong(200, what, settings) for what, settings in PARTS.items()),
+    *(strong(epochs, "the base", ()) for epochs in (800,)),
+    strong(400, "second seed", (), seeds=(1,)),
+    Entry("CIFAR-10: strong, 400 epochs", "cifar10_lt_strong", settings=("schedule.epochs=400",)),
+    Entry("CIFAR-10: paper", "cifar10_lt"),
 )
 """The base of the ablations, K 2, tau 16 and gamma 1/32, is the paper's recipe itself."""
 
 
-class OutOfTime(KeyboardInterrupt):
-    """The time budget is used up; what is being trained keeps its last whole epoch."""
+@dataclass(frozen=True)
+class Job:
+    """One training: its folder's name, and its command without data, place and device."""
+
+    name: str
+    arguments: tuple[str, ...]
 
 
-@contextmanager
-def budget(minutes: float) -> Iterator[None]:
-    """End the block after so many minutes, as Ctrl-C would."""
+def jobs_of(entry: Entry, *, smoke: bool) -> Iterator[Job]:
+    """Yield the trainings of an entry; methods that build on the same one share it."""
+    trained = dict.fromkeys(METHODS[method].settings for method in entry.methods)
+    for number, method_settings in enumerate(trained):
+        for seed in entry.seeds:
+            settings = [*method_settings, *entry.settings, *(SMOKE if smoke else ()), f"seed={seed}"]
+            name = re.sub(r"[^a-z0-9]+", "-", entry.title.lower())
+            parts = [part for setting in settings for part in ("--set", setting)]
+            yield Job(f"{name}-{number}-seed{seed}" if number else f"{name}-seed{seed}", (entry.recipe, *parts))
 
-    def end(_signal: int, _frame: FrameType | None) -> None:
-        raise OutOfTime
 
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+def train(jobs: Sequence[Job], sources: dict[str, str], output: Path, *, at_once: int, minutes: float) -> None:
+    """Train jobs in order, so many at once, until all are done or the time is up; then end what runs, gently.
+
+    What is ended keeps its last whole epoch. Logs lie beside the runs.
+    """
+    waiting, running = list(jobs), dict[Job, subprocess.Popen[bytes]]()
+    until = time.monotonic() + 60 * minutes
     try:
-        yield
+        while (waiting or running) and time.monotonic() < until:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                running[job] = _begin(job, source_of(job.arguments[0], sources), output)
+            time.sleep(0.2)
+            for job in [job for job, process in running.items() if process.poll() is not None]:
+                code = running.pop(job).returncode
+                state = "done" if code == 0 else f"FAILED with {code}, see its log"
+                console.print(f"{job.name}: {state}; {len(running)} running, {len(waiting)} waiting", markup=False)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    for job in (*running, *waiting):
+        console.print(f"{job.name}: not done in time; call again to go on", markup=False)
 
 
-def run(entry: Entry, *, data: str | None, output: Path, device: str, smoke: bool) -> list[Row]:
-    """Train what is missing of an entry, and measure it under every choice of knobs."""
-    source = [f"data.source={json.dumps(data)}"] if data else []
-    smaller = list(SMOKE) if smoke else []
-    settings = [*entry.settings, *smaller, *source]
+def _begin(job: Job, source: str, output: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "trainer", "train", *job.arguments, "--data", source]
+    command += ["--output", str(output / job.name), "--resume"]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    with (output / f"{job.name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def source_of(recipe: str, sources: dict[str, str]) -> str:
+    """Say where a recipe's pictures lie; nowhere: an empty string."""
+    return sources["cifar100" if recipe.startswith("cifar100") else "cifar10"]
+
+
+def measure(entry: Entry, sources: dict[str, str], output: Path, *, smoke: bool) -> list[Row]:
+    """Measure what is trained of an entry under every choice of knobs."""
+    folders = [output / job.name for job in jobs_of(entry, smoke=smoke)]
+    source = source_of(entry.recipe, sources)
     wanted = Comparison(
         recipe=entry.recipe,
-        settings=settings,
+        settings=[*entry.settings, *(SMOKE if smoke else ()), f"data.source={json.dumps(source)}"],
         methods=list(entry.methods),
         seeds=list(entry.seeds),
-        output=output,
-        runs=[],
+        output=output / "compared",
+        runs=folders,
         alpha=None,
-        device_name=device,
+        device_name="auto",
     )
     return compare_methods(wanted)
 
 
-def command_of(entry: Entry, row: Row, data: str | None, *, smoke: bool) -> str:
+def is_trained(entry: Entry, output: Path, *, smoke: bool) -> bool:
+    """Tell whether all trainings of an entry have ended."""
+    folders = [output / job.name for job in jobs_of(entry, smoke=smoke)]
+    return all((folder / "evaluation.json").is_file() for folder in folders)
+
+
+def command_of(entry: Entry, row: Row, *, smoke: bool) -> str:
     """Write the command that makes one row again."""
     parts = ["python", "-m", "trainer", "compare", entry.recipe, "--methods", row.method, "--seeds", str(row.seed)]
-    parts += ["--data", data] if data else []
+    parts += ["--data", "DATA"]
     parts += [part for setting in (*entry.settings, *(SMOKE if smoke else ())) for part in ("--set", setting)]
     return shlex.join(parts)
 
@@ -145,7 +218,7 @@ def images_per_second(row: Row) -> float:
     return statistics.median(rates[1:] or rates)
 
 
-def table(found: list[tuple[Entry, str, Row]], seconds: float) -> str:
+def table(found: list[tuple[Entry, str, Row]]) -> str:
     """Write what was found as Markdown: a row for each method, seed and choice of knobs."""
     heads = ["training", "method", "seed", "knobs", "alpha", "prior", *COLUMNS.values(), "epochs", "images/s", "took"]
     lines = [f"| {' | '.join([*heads, 'device'])} |", f"| {' | '.join(['---'] * (len(heads) + 1))} |"]
@@ -159,20 +232,18 @@ def table(found: list[tuple[Entry, str, Row]], seconds: float) -> str:
         f"{entry.title}, {row.method}, seed {row.seed}: `{command}`" for entry, command, row in found
     )
     fastest = max((images_per_second(row) for _, _, row in found), default=0)
-    about = f"PyTorch {torch.__version__}, {seconds / 60:.0f} minutes in all; fastest training {fastest:,.0f} images/s"
-    if torch.cuda.is_available():
-        about += f" (goal on a large GPU: {GOAL:,}; {'pass' if fastest >= GOAL else 'MISS'})"
+    about = f"PyTorch {torch.__version__}; fastest training {fastest:,.0f} images/s"
     return "\n".join([about, "", *lines, "", *(f"- {one}" for one in commands)]) + "\n"
 
 
-def write(found: list[tuple[Entry, str, Row]], output: Path, seconds: float) -> None:
+def write(found: list[tuple[Entry, str, Row]], output: Path) -> None:
     """Write the table and the numbers, whole each time."""
     rows = [
         {"training": entry.title, **asdict(row), "command": command, "images_per_second": images_per_second(row)}
         for entry, command, row in found
     ]
-    (output / "gpu_training.md").write_text(table(found, seconds))
-    (output / "gpu_training.json").write_text(json.dumps({"seconds": seconds, "rows": rows}, indent=1) + "\n")
+    (output / "gpu_training.md").write_text(table(found))
+    (output / "gpu_training.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def made_pictures(folder: Path, label_column: str, classes: int) -> str:
@@ -185,69 +256,48 @@ def made_pictures(folder: Path, label_column: str, classes: int) -> str:
     return str(folder)
 
 
-def profile(output: Path, data: str | None, device: str, *, smoke: bool) -> None:
-    """Write where the time of fifty steps of the strong recipe goes, on the host and on the device."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiled
-
-    from trainer.config import load_recipe
-    from trainer.data import Pixels, load_splits
-    from trainer.train import Training
-
-    source = [f"data.source={json.dumps(data)}"] if data else []
-    recipe = load_recipe(STRONG, [*source, *(SMOKE if smoke else ())])
-    splits, place = load_splits(recipe), choose_device(device)
-    training, pixels = Training(recipe, splits, place), Pixels(splits.train, recipe, place, name="training images")
-    training._epoch(pixels, 0)  # compiles
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if place.type == "cuda" else [])]
-    with profiled(activities=activities) as seen:
-        for _, (batch, labels) in zip(range(50), pixels.training(1), strict=False):
-            training._step(batch, labels, 0.1)
-    order = "self_cpu_time_total" if place.type == "cpu" else "self_device_time_total"
-    (output / "profile.txt").write_text(
-        f"{seen.key_averages().table(sort_by='self_cpu_time_total', row_limit=40)}\n"
-        f"{seen.key_averages().table(sort_by=order, row_limit=40)}\n"
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.gpu_training", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--data", help="CIFAR-100: a folder with train*.parquet and test*.parquet [default: the hub's]")
-    parser.add_argument("--data10", help="CIFAR-10, likewise")
-    parser.add_argument("--output", type=Path, required=True, help="folder of trainings and results")
-    parser.add_argument(
-        "--minutes", type=float, default=50, help="time budget; what is left over goes on when called again"
-    )
-    parser.add_argument("--only", help="titles that contain this, such as 'strong'")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--data", help="CIFAR-100: a folder with train*.parquet and test*.parquet, or a hub id")
+    parser.add_argument("--data10", help="CIFAR-10, likewise; without it its trainings are left out")
+    parser.add_argument("--output", type=Path, required=True, help="folder of trainings, logs and results")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
+    parser.add_argument("--minutes", type=float, default=50, help="time for training")
+    parser.add_argument("--only", action="append", help="titles that match this expression; repeatable, in this order")
+    parser.add_argument("--table", action="store_true", help="train nothing: measure what is trained, write the table")
     parser.add_argument("--smoke", action="store_true", help="one epoch of each kind on a few made pictures")
-    parser.add_argument("--profile", action="store_true", help="first write to profile.txt where a step's time goes")
     asked = parser.parse_args(arguments)
     asked.output.mkdir(parents=True, exist_ok=True)
-    data = {"cifar100": asked.data, "cifar10_": asked.data10}
+    sources = {"cifar100": asked.data or "", "cifar10": asked.data10 or ""}
     if asked.smoke:
-        data = {
+        sources = {
             "cifar100": made_pictures(asked.output / "made100", "fine_label", 12),
-            "cifar10_": made_pictures(asked.output / "made10", "label", 10),
+            "cifar10": made_pictures(asked.output / "made10", "label", 10),
         }
-    plan = [entry for entry in PLAN if (asked.only or "") in entry.title and (entry.title in SMOKED or not asked.smoke)]
-    found: list[tuple[Entry, str, Row]] = []
+    plan = [entry for entry in PLAN if source_of(entry.recipe, sources) and (entry.title in SMOKED or not asked.smoke)]
+    if asked.only:
+        chosen = [entry for wanted in asked.only for entry in plan if re.search(wanted, entry.title)]
+        plan = list(dict.fromkeys(chosen))
     began = time.monotonic()
-    try:
-        with budget(asked.minutes):
-            if asked.profile:
-                profile(asked.output, data["cifar100"], asked.device, smoke=asked.smoke)
-            for number, entry in enumerate(plan, 1):
-                console.rule(f"{number} of {len(plan)}: {entry.title}")
-                source = data[entry.recipe[:8]]
-                rows = run(entry, data=source, output=asked.output, device=asked.device, smoke=asked.smoke)
-                found += [(entry, command_of(entry, row, source, smoke=asked.smoke), row) for row in rows]
-                write(found, asked.output, time.monotonic() - began)
-    except OutOfTime:
-        console.print(f"out of time after {len({entry.title for entry, _, _ in found})} of {len(plan)}; call it again")
-    sys.stdout.write(table(found, time.monotonic() - began))
+    if not asked.table:
+        jobs = [
+            job
+            for entry in plan
+            if not is_trained(entry, asked.output, smoke=asked.smoke)
+            for job in jobs_of(entry, smoke=asked.smoke)
+        ]
+        train(jobs, sources, asked.output, at_once=asked.jobs, minutes=asked.minutes)
+    if asked.table or asked.smoke:
+        found = []
+        for entry in plan:
+            if is_trained(entry, asked.output, smoke=asked.smoke):
+                rows = measure(entry, sources, asked.output, smoke=asked.smoke)
+                found += [(entry, command_of(entry, row, smoke=asked.smoke), row) for row in rows]
+                write(found, asked.output)
+        sys.stdout.write(table(found))
+    console.print(f"{time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":
