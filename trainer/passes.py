@@ -5,6 +5,7 @@ processor longer than the GPU needs for them. A CUDA graph launches all of a pas
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def forward_pass(model: nn.Module, device: torch.device, *, in_bf16: bool, compi
 class _Cast(nn.Module):
     """Runs a model under autocast, or as it is."""
 
-    def __init__(self, model: nn.Module, device: torch.device, *, in_bf16: bool) -> None:
+    def __init__(self, model: Pass, device: torch.device, *, in_bf16: bool) -> None:
         super().__init__()
         self.model, self.device, self.in_bf16 = model, device, in_bf16
 
@@ -66,19 +67,19 @@ class _Captured:
         kept = [buffer.clone() for buffer in buffers]
         once = _Cast(self._run.model, self._run.device, in_bf16=self._run.in_bf16)  # what is captured loses its forward
         random = random_state(self._run.device)
-        graph: Pass = torch.cuda.make_graphed_callables(once, (sample,), allow_unused_input=True)
+        graph = torch.cuda.make_graphed_callables(once, (sample,), allow_unused_input=True)
         restore_random(random, self._run.device)
         with torch.no_grad():
             torch._foreach_copy_(buffers, kept)
-        return graph
+        return cast("Pass", graph)
 
 
-def _compiled(model: nn.Module) -> nn.Module:
+def _compiled(model: nn.Module) -> Pass:
     """Compile a model, with kernels for each size of a batch: an epoch has two, and one kernel for both is slower.
 
     What was compiled for models before it is forgotten, as torch keeps a few graphs only and then compiles no more.
     """
     torch.compiler.reset()
     torch.backends.cudnn.benchmark = True
-    compiled: nn.Module = torch.compile(model, dynamic=False)
+    compiled: Pass = torch.compile(model, dynamic=False)
     return compiled
