@@ -261,7 +261,7 @@ class Recipe(BaseRecipe):
         "auto", description="torch.compile of the forward and backward pass; auto: on a GPU, as it is slower on a CPU"
     )
     capture: Literal["auto", "always", "never"] = Field(
-        "auto", description="forward and backward pass as CUDA graphs; auto: on one GPU"
+        "auto", description="forward and backward pass as CUDA graphs; auto: on one GPU, of data in memory"
     )
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()

@@ -202,13 +202,13 @@ def _is_on(setting: str, device: torch.device) -> bool:
 
 
 def _is_captured(recipe: Recipe, device: torch.device) -> bool:
-    fits = device.type == "cuda" and world_size() == 1
-    if recipe.capture == "always" and not fits:
+    """Tell whether passes are captured: not beside a loader's threads, whose copies a capture does not bear."""
+    if recipe.capture == "always" and (device.type != "cuda" or world_size() > 1 or not recipe.data.in_memory):
         raise TrainerError(
-            f"capture=always: CUDA graphs need a GPU and a process alone, not {device.type} and {world_size()} "
-            "processes; set capture=auto"
+            f"capture=always: CUDA graphs need a GPU (this is {device.type}), one process (these are {world_size()}) and "
+            f"data.in_memory=true (it is {str(recipe.data.in_memory).lower()}); set capture=auto"
         )
-    return fits and recipe.capture != "never"
+    return _is_on(recipe.capture, device) and world_size() == 1 and recipe.data.in_memory
 
 
 def choose_device(name: str) -> torch.device:
