@@ -205,8 +205,8 @@ def _is_captured(recipe: Recipe, device: torch.device) -> bool:
     """Tell whether passes are captured: not beside a loader's threads, whose copies a capture does not bear."""
     if recipe.capture == "always" and (device.type != "cuda" or world_size() > 1 or not recipe.data.in_memory):
         raise TrainerError(
-            f"capture=always: CUDA graphs need a GPU (this is {device.type}), one process (these are {world_size()}) and "
-            f"data.in_memory=true (it is {str(recipe.data.in_memory).lower()}); set capture=auto"
+            f"capture=always: CUDA graphs need a GPU (this is {device.type}), one process (these are {world_size()}) "
+            f"and data.in_memory=true (it is {str(recipe.data.in_memory).lower()}); set capture=auto"
         )
     return _is_on(recipe.capture, device) and world_size() == 1 and recipe.data.in_memory
 
