@@ -15,6 +15,7 @@ import orjson
 from numpy.typing import NDArray
 
 from service.errors import InvalidBody, InvalidParameter
+from service.long_lists import LongList, read_message
 
 Shape = tuple[int, ...]
 JsonObject = dict[str, Any]
@@ -38,15 +39,15 @@ def split_message(body: bytes, header_length: str | None) -> tuple[JsonObject, m
 
     Raises:
         InvalidBody: the length is none, or the part is no JSON object.
+        InvalidParameter: it holds too much.
 
     >>> message, rest = split_message(b'{"id": "a"}\\x01\\x02', "11")
     >>> message, bytes(rest)
     ({'id': 'a'}, b'\\x01\\x02')
     """
-    length = len(body) if header_length is None else _length(header_length, len(body))
-    view = memoryview(body)
+    length = json_length(body, header_length)
     try:
-        message = orjson.loads(view[:length])
+        message = read_message(body[:length])
     except orjson.JSONDecodeError as error:
         raise InvalidBody(
             f"The request's JSON cannot be read: {error}.",
@@ -55,7 +56,12 @@ def split_message(body: bytes, header_length: str | None) -> tuple[JsonObject, m
         ) from error
     if not isinstance(message, dict):
         raise InvalidBody("The request must be a JSON object.", field="body", remedy=_DOCS)
-    return message, view[length:]
+    return message, memoryview(body)[length:]
+
+
+def json_length(body: bytes, header_length: str | None) -> int:
+    """Return how many bytes of a message are JSON; arguments and errors are those of `split_message`."""
+    return len(body) if header_length is None else _length(header_length, len(body))
 
 
 def _length(text: str, size: int) -> int:
@@ -163,6 +169,8 @@ def binary_size(tensor: JsonObject, field: str) -> int | None:
 
 
 def _from_json(data: object, datatype: str, shape: Shape, field: str) -> NDArray[Any]:
+    if isinstance(data, LongList):
+        return _from_long(data, datatype, shape, field)
     if not isinstance(data, list) or (data and not isinstance(data[0], list) and len(data) != _elements(shape)):
         raise _off(field, f"a list of {_elements(shape)} values, flat or nested", None)
     try:
@@ -171,13 +179,28 @@ def _from_json(data: object, datatype: str, shape: Shape, field: str) -> NDArray
         raise _off(field, f"numbers in the shape {list(shape)}", None) from error
     if values.size != _elements(shape) or (values.ndim > 1 and values.shape != shape):
         raise _off(field, f"{_elements(shape)} values in the shape {list(shape)}", str(list(values.shape)))
+    return _typed(values, datatype, field).reshape(shape)
+
+
+def _from_long(data: LongList, datatype: str, shape: Shape, field: str) -> NDArray[Any]:
+    values, count = np.empty(_elements(shape), _TYPES[datatype]), 0
+    try:
+        for piece in data.pieces(shape):
+            values[count : count + len(piece)] = _typed(np.array(piece), datatype, field)
+            count += len(piece)
+    except (ValueError, OverflowError) as error:
+        raise _off(field, f"{len(values)} numbers in the shape {list(shape)}, or flat", None) from error
+    return values.reshape(shape)
+
+
+def _typed(values: NDArray[Any], datatype: str, field: str) -> NDArray[Any]:
     allowed = "iu" if datatype == "UINT8" else "iuf"
     if values.dtype.kind not in allowed and values.size:
         raise _off(field, "whole numbers from 0 to 255" if datatype == "UINT8" else "numbers", str(values.dtype))
     if datatype == "UINT8" and values.size and not (values.min() >= 0 and values.max() <= 255):
         raise _off(field, "whole numbers from 0 to 255", f"{values.min()} to {values.max()}")
     with np.errstate(over="ignore"):  # beyond float32 is infinity, which the caller's range refuses
-        return values.astype(_TYPES[datatype]).reshape(shape)
+        return values.astype(_TYPES[datatype])
 
 
 def _off(field: str, expected: str, value: str | None) -> InvalidParameter:

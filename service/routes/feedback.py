@@ -20,6 +20,8 @@ from service.schemas import LONGEST_LABEL, FeedbackItem, FeedbackResponse
 router = APIRouter(route_class=PlainRoute)
 
 MOST_LABELS = 1000
+_MOST_MARKS = MOST_LABELS * (LONGEST_LABEL + 4)
+"""Commas, or brackets of a kind, in so many labels, be there nothing else in their names."""
 
 _ITEM = TypeAdapter(FeedbackItem)
 _OF_A_DETECTOR = " The model that is served is a detector, whose answers take no feedback."
@@ -91,18 +93,15 @@ def _read(body: bytes) -> tuple[dict[int, Label], list[dict[str, Any]]]:
         InvalidBody: it is no JSON, or holds none or too many.
         InvalidParameter: not one of them is a label.
     """
+    if max(map(body.count, (b",", b"[", b"{"))) > _MOST_MARKS:  # to find out by reading them holds everyone up
+        raise _wrong_number(None)
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidBody(f"The body is not JSON: {error}.", field="body", remedy="Send what the docs show.") from error
     items = content if isinstance(content, list) else [content]
     if not 1 <= len(items) <= MOST_LABELS:
-        raise InvalidBody(
-            f"The body must hold from 1 to {MOST_LABELS} labels.",
-            field="body",
-            value=len(items),
-            remedy="Send a label, or a list of some; more than that in several requests.",
-        )
+        raise _wrong_number(len(items))
     labels, malformed = {}, []
     for position, item in enumerate(items):
         try:
@@ -120,6 +119,15 @@ def _read(body: bytes) -> tuple[dict[int, Label], list[dict[str, Any]]]:
             remedy=f"The first: {malformed[0]['message']} Send what the docs show.",
         )
     return labels, malformed
+
+
+def _wrong_number(count: int | None) -> InvalidBody:
+    return InvalidBody(
+        f"The body must hold from 1 to {MOST_LABELS} labels.",
+        field="body",
+        value=count,
+        remedy="Send a label, or a list of some; more than that in several requests.",
+    )
 
 
 def _reason(error: ValidationError) -> InvalidBody | InvalidParameter:

@@ -7,7 +7,9 @@ where this knows pixels.
 Source: KServe, *Open Inference Protocol*; NVIDIA, Triton's extensions for binary data and classification.
 """
 
+import asyncio
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from time import monotonic, perf_counter
 from typing import Any
@@ -29,6 +31,7 @@ from service.inference_schemas import (
     ReadyResponse,
     ServerMetadataResponse,
 )
+from service.long_lists import LONG
 from service.predictor import AnyWork, Wants, Work
 from service.routes.access import caller_of, rules_for, take
 from service.routes.client_watch import ClientWatch
@@ -42,6 +45,7 @@ from service.routes.inference_docs import INFER, INFER_MODEL, INFER_VERSION, MOD
 from service.routes.patience import patience
 from service.routes.rules import Rules
 from service.telemetry import Times, note_times
+from service.tensors import json_length
 
 router = APIRouter(prefix="/v2", route_class=PlainRoute, tags=["Open Inference Protocol"])
 
@@ -144,7 +148,7 @@ async def infer(request: Request) -> Response:
     rules = rules_for(caller, service)
     body = await _body(request, service)
     decoding = perf_counter()
-    query = _read(request, body, service, rules)
+    query = await _read(request, body, service, rules)
     decoded = perf_counter()
     deadline = arrived + min(query.timeout or longest, longest)
     with service.batcher.admit(len(query.images)) as admission:
@@ -174,13 +178,10 @@ async def _body(request: Request, service: Service) -> bytes:
     return await read_body(request, service.settings)
 
 
-def _read(request: Request, body: bytes, service: Service, rules: Rules) -> InferQuery:
-    return read_infer(
-        body,
-        request.headers.get(HEADER_LENGTH),
-        rules=rules,
-        contract=contract_of(service.predictor),
-    )
+async def _read(request: Request, body: bytes, service: Service, rules: Rules) -> InferQuery:
+    length = request.headers.get(HEADER_LENGTH)
+    read = partial(read_infer, body, length, rules=rules, contract=contract_of(service.predictor))
+    return await asyncio.to_thread(read) if json_length(body, length) > LONG else read()
 
 
 def _works(query: InferQuery, service: Service) -> Sequence[AnyWork]:

@@ -90,6 +90,24 @@ async def test_what_has_expired_or_was_abandoned_is_decoded_no_further(slow: Pro
         assert processor_seconds(slow) - begin < 16 * one
 
 
+INFER = '/v2/models/tiny/infer {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": %s}]}'
+
+
+@pytest.mark.parametrize("place", [INFER, '/v2/models/tiny/infer {"x": %s}', '/predict {"images": %s}', "/feedback %s"])
+async def test_a_body_of_millions_of_values_is_refused_and_holds_nobody_up(slow: Process, place: str) -> None:
+    path, _, around = place.partition(" ")
+    body = around.encode() % (b"[" + b"[]," * 6_000_000 + b"[]]")
+    asking = asyncio.create_task(
+        send(slow.port, request(body, path=path, headers={"Content-Type": "application/json"}))
+    )
+    longest = 0.0
+    while not asking.done():
+        alive = await send(slow.port, request(path="/healthz", method="GET", headers={}))
+        longest = max(longest, alive.seconds)
+    assert 400 <= (await asking).status < 500
+    assert longest < 1  # to read it takes three seconds or more
+
+
 async def test_a_failing_picture_fails_alone(slow: Process) -> None:
     first = asyncio.create_task(send(slow.port, ANY))
     await asyncio.sleep(0.02)

@@ -18,6 +18,7 @@ from service.inference_schemas import (
     ReadyResponse,
     ServerMetadataResponse,
 )
+from service.long_lists import LONG
 from tests.service.fakes import FakeModel
 from tests.service.routes.conftest import MakeClient
 from tests.service.routes.test_clients import add, bearing, until
@@ -145,6 +146,31 @@ def test_flat_data_and_knobs_as_columns_are_the_same(client: TestClient) -> None
     nested = infer(client, image(1, 2), knob("alpha", 0.5, 2))
     flat = infer(client, image(1, 2, data=pixels(1, 2).ravel().tolist()), knob("alpha", 0.5, 2, shape=[2, 1]))
     assert nested["outputs"][:-1] == flat["outputs"][:-1]
+
+
+def post_long(client: TestClient, *inputs: dict[str, Any]) -> Any:
+    body = json.dumps({"inputs": list(inputs)}, indent=9)
+    assert len(body) > LONG
+    return client.post(INFER, content=body)
+
+
+def test_a_long_body_is_read_as_a_short_one(client: TestClient) -> None:
+    winners = [number % 4 for number in range(32)]
+    alphas = knob("alpha", *(number / 16 for number in range(32)))
+    short = infer(client, image(*winners), alphas)
+    for data in (pixels(*winners).tolist(), pixels(*winners).ravel().tolist()):
+        response = post_long(client, image(*winners, data=data), alphas)
+        assert response.status_code == 200, response.text
+        assert response.json()["outputs"][:-1] == short["outputs"][:-1]
+
+
+@pytest.mark.parametrize("wrong", [256, -1, 0.5, "1", True, None, 10**30, [], [1]])
+def test_a_wrong_number_of_a_long_body_is_refused_by_its_field(client: TestClient, wrong: object) -> None:
+    data: list[Any] = [0] * 192 * 32
+    data[5000] = wrong
+    content = post_long(client, image(*[0] * 32, data=data)).json()
+    assert content["field"] in {"image.data", "body"}
+    assert content["code"] == "invalid_parameter"
 
 
 def test_a_ranking_names_value_index_and_label(client: TestClient) -> None:
