@@ -214,7 +214,9 @@ class DynamicBatcher(Generic[Item, Result]):
         if self._closed:
             self._metrics.rejected_images.labels("shutting_down").inc(count)
             raise ShuttingDown(
-                "The service is shutting down and takes no more requests.", remedy="Send it to another instance."
+                "The service is shutting down and takes no more requests.",
+                remedy="Send it to another instance.",
+                retry_after=1,
             )
         if self.depth + count > self._max_queue_size:
             self._metrics.rejected_images.labels("queue_full").inc(count)
@@ -426,7 +428,7 @@ def _inference_failed(cause: BaseException) -> InferenceFailed:
 
 
 def _stopped_first() -> ShuttingDown:
-    return ShuttingDown("The service shut down before this image's turn.", remedy="Send it again.")
+    return ShuttingDown("The service shut down before this image's turn.", remedy="Send it again.", retry_after=1)
 
 
 def _too_late() -> DeadlineExceeded:

@@ -5,6 +5,7 @@ endpoint there (matching, exit stacks, handlers of exceptions, one within the ot
 small model. So it is called from here at once, and its errors become answers by the same table.
 """
 
+import asyncio
 from collections.abc import Callable
 from time import perf_counter
 
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from service import security_headers
-from service.errors import ServiceError
+from service.errors import ServiceError, ShuttingDown
 from service.reload import Reloader
 from service.request_headers import SortedHeaders
 from service.routes.context import Service
@@ -63,6 +64,8 @@ class FrontDoor(FastAPI):
                 response = await predict(request)
             except ServiceError as error:
                 response = failure(error, request)
+            except asyncio.CancelledError as end:
+                response = self._cut_short(request, end)
             except Exception as error:
                 response = unexpected(request, error)
             count(path, response.status_code)
@@ -74,8 +77,12 @@ class FrontDoor(FastAPI):
                 await response(scope, receive, send)
             return
 
+        begun = False
+
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 route = self._route(scope)
                 count(route, message["status"])
                 headers = list(message["headers"])
@@ -84,7 +91,21 @@ class FrontDoor(FastAPI):
                     followed(route, message["status"])
             await send(message)
 
-        await super().__call__(scope, receive, counted)
+        try:
+            await super().__call__(scope, receive, counted)
+        except asyncio.CancelledError as end:
+            if begun:
+                raise
+            await self._cut_short(request, end)(scope, receive, counted)
+
+    def _cut_short(self, request: Request, end: asyncio.CancelledError) -> Response:
+        """Return the answer to a request that the server cancels, as the time of the shutdown is over."""
+        if not self.service.readiness.is_ending:
+            raise end
+        error = ShuttingDown(
+            "The service shut down before this request was answered.", remedy="Send it again.", retry_after=1
+        )
+        return failure(error, request)
 
     def _follow(self, exchange: Exchange, scope: Scope) -> Callable[[str, int], None]:
         """Follow a request for those who asked; return what is to be called with its route and status."""

@@ -118,7 +118,11 @@ class Settings(BaseSettings):
         1.0, ge=0, le=600, allow_inf_nan=False, description="seconds from SIGTERM, while not ready, to closing the door"
     )
     shutdown_timeout: float = Field(
-        30.0, gt=0, le=3600, allow_inf_nan=False, description="seconds that accepted requests then have to finish"
+        30.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="seconds that accepted requests then have to finish; beyond: 503",
     )
 
     @field_validator("database_url")

@@ -12,6 +12,7 @@ import pytest
 
 from tests.operations.client import Answer, metric, request, send
 from tests.operations.conftest import TRIAL
+from tests.operations.trial_service import HANGING
 from tests.service.fakes import picture
 from tests.service.test_process import Process, running
 from tests.service.test_reload import wait_until
@@ -61,6 +62,24 @@ async def test_sigterm_under_load_fails_readiness_first_answers_all_and_keeps_ev
         assert await asyncio.to_thread(service.process.wait, 20) == 0
         assert {answer.status for answer in answers} == {200}
         assert kept(store) == {identifier(answer) for answer in answers}
+        assert "Traceback" not in service.log.read_text()
+
+
+async def test_what_is_not_answered_in_the_time_of_the_shutdown_is_told_to_come_again(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    settings = {"drain_delay": "0", "shutdown_timeout": "1", "database_url": f"sqlite:///{tmp_path}/kept.sqlite"}
+    unfinished = request(bytes(1000), path="/v2/models/tiny/infer")[:-1]
+    with running(tiny_bundle, tmp_path / "log", TRIAL, **settings) as service:
+        sent = (request(picture(HANGING // 10)), request(picture(1))[:-1], unfinished)
+        asking = [asyncio.create_task(send(service.port, data)) for data in sent]
+        await asyncio.sleep(0.3)
+        service.process.send_signal(signal.SIGTERM)
+        for answer in await asyncio.gather(*asking):
+            assert (answer.status, answer.json["code"]) == (503, "shutting_down")
+            assert answer.headers["retry-after"] == "1"
+            assert answer.headers["connection"] == "close"
+        assert await asyncio.to_thread(service.process.wait, 20) == 0
         assert "Traceback" not in service.log.read_text()
 
 
