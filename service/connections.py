@@ -5,7 +5,8 @@ long as the server under it (uvicorn) is set to. A head must come within the tim
 `HEAD_BYTES`. What comes of a body after its answer is read and dropped for as long, so that the answer is not lost. A
 client that takes nothing of its answer for as long is cut off. While the service ends, each answer ends its connection.
 Of requests sent one behind the other a few are taken ahead, and no more is read until those are answered. What is no
-HTTP gets the same form of error as everything else; an upgrade to another protocol is passed over.
+HTTP gets the same form of error as everything else, once the requests before it are answered; nothing that follows it
+is taken. An upgrade to another protocol is passed over.
 
 Nothing is timed for each request: the server looks at all connections each second. It knows no route.
 
@@ -66,6 +67,7 @@ class Connection(OneWriteProtocol):
     _upgrades = False  # the message's head asks for another protocol
     _awaited: object = None  # what was awaited when last looked at
     _since = 0.0
+    _refusal: ServiceError | None = None  # to be answered once the requests before are
     _running: RequestResponseCycle | None = None  # of requests sent one behind the other `cycle` is the last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -91,7 +93,7 @@ class Connection(OneWriteProtocol):
         """Take what has come; hold back what lies behind more requests than are taken ahead."""
         data = self.flow.held + data
         for start in range(0, len(data), _SLICE):
-            if start and self.transport.is_closing():
+            if self._refusal is not None or (start and self.transport.is_closing()):
                 break
             if len(self.pipeline) >= MOST_AHEAD:
                 self.flow.held = data[start:]
@@ -112,6 +114,8 @@ class Connection(OneWriteProtocol):
             self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        elif self._refusal is not None:
+            self._end_with(self._refusal)
         else:
             self._is_idle = True
         if self.flow.held and not self.pipeline and not self.transport.is_closing():
@@ -126,8 +130,10 @@ class Connection(OneWriteProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._pass_over_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
+            self.logger.warning("Invalid HTTP request received.")
             cause = error.__context__
-            self._refuse_message(cause if isinstance(cause, InvalidRequest) else _NO_HTTP)
+            self._refuse(cause if isinstance(cause, InvalidRequest) else _NO_HTTP)
+            return
         if self._overhead > HEAD_BYTES and not self.transport.is_closing():
             self._refuse(
                 HeadTooLarge(
@@ -174,14 +180,6 @@ class Connection(OneWriteProtocol):
         self._overhead = max(0, self._overhead - _OVERHEAD_OF_A_BYTE * len(body))
         super().on_body(body)
 
-    def _refuse_message(self, error: InvalidRequest) -> None:
-        """Answer what is no request; if it follows a whole one, that one is answered instead, and the last."""
-        self.logger.warning("Invalid HTTP request received.")
-        if self._is_answering and not self.cycle.more_body:
-            self.cycle.keep_alive = False
-        else:
-            self._refuse(error)
-
     def look(self, now: float, patience: float) -> None:
         """Give up on a client that has let this connection wait for the same thing for longer than `patience`."""
         awaited = self._awaits()
@@ -215,14 +213,31 @@ class Connection(OneWriteProtocol):
             )
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answer with the error and close; only close where another answer is due or was given to the same message."""
-        service = self._service
-        service.metrics.errors.labels(error.code).inc()
-        if self._is_answering or (self.cycle is not None and self.cycle.more_body):
-            self.transport.abort()
+        """Answer with the error and close, once the requests before the message at fault are answered."""
+        self._service.metrics.errors.labels(error.code).inc()
+        running, at_fault = self._running, self._unfinished()
+        if at_fault is not None and at_fault is running:
+            if at_fault.response_started:  # another answer to the same message
+                self.transport.abort()
+                return
+            at_fault.disconnected = True
+            at_fault.message_event.set()
+            self._end_with(error)
             return
+        if at_fault is not None:
+            self.pipeline.popleft()
+        if running is None or running.response_complete:
+            self._end_with(error)
+        else:
+            self._refusal = error
+
+    def _unfinished(self) -> RequestResponseCycle | None:
+        """Return the latest request if its head is whole and its body is not."""
+        return self.cycle if self.cycle is not None and self.cycle.more_body else None
+
+    def _end_with(self, error: ServiceError) -> None:
         status, body = STATUS[type(error)], orjson.dumps(error.body())
-        service.metrics.count_request("other", status)
+        self._service.metrics.count_request("other", status)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),

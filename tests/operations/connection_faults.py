@@ -90,7 +90,7 @@ async def refused_bodies(tried: Try) -> str:
     return await drip(tried.port, HEAD + first, b"a" * 100, every=0.2)
 
 
-@fault("chunks, extensions and trailers without end", CUT, "400", "408", "413")
+@fault("chunks, extensions and trailers without end", CUT, "400", "408", "413", "431")
 async def endless_chunks(tried: Try) -> str:
     piece = tried.chance.choice((b"X: " + b"a" * 5000 + b"\r\n", b"a" * 5000, b"1;" + b"a" * 9 + b"\r\na\r\n"))
     ending = b"0\r\n" if piece.startswith(b"X") else b"1;" if piece.startswith(b"a") else b""
@@ -117,11 +117,14 @@ async def lying_lengths(tried: Try) -> str:
     return told(await send(tried.port, HEAD + tried.chance.choice(lengths) + b"\r\n\r\n5\r\nabcde\r\n0\r\n\r\n"))
 
 
-@fault("rubbish behind a whole request", "200")
+@fault("rubbish behind a whole request", "200, then 400", "200, then 431")
 async def rubbish_behind(tried: Try) -> str:
-    return told(
-        await send(tried.port, request(picture(), headers={**PNG, "Connection": "keep-alive"}) + b"\0rubbish\r\n\r\n")
-    )
+    chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    rubbish = (b"\0rubbish\r\n\r\n", chunked + b"ZZ\r\n", chunked + b"0\r\nA: " + b"a" * 80_000, HEAD + b"a" * 80_000)
+    first = request(picture(), headers={**PNG, "Connection": "keep-alive"})
+    answer = await send(tried.port, first + tried.chance.choice(rubbish))
+    refusal = read(answer.body[answer.body.find(b"HTTP/1.1") :])
+    return f"{told(answer)}, then {told(refusal)}"
 
 
 @fault("upgrades to what is not spoken", "405")

@@ -125,6 +125,46 @@ async def test_an_old_request_needs_no_host(served: Served) -> None:
     assert told(await served.ask(b"GET /a HTTP/1.0\r\n\r\n")) == [["/a", ""]]
 
 
+POST = b"POST /%d HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+BROKEN = {
+    "rubbish": (b"\0\1rubbish\r\n\r\n", 400),
+    "chunk": (POST % 9 + b"ZZ\r\n", 400),
+    "head": (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 80_000, 431),
+    "trailer": (POST % 9 + b"0\r\nA: " + b"a" * 80_000, 431),
+}
+
+
+@pytest.mark.parametrize("before", [0, 1, 3])
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_what_is_broken_is_refused_once_the_requests_before_it_are_answered(
+    served: Served, broken: str, before: int
+) -> None:
+    sent, status = BROKEN[broken]
+    requests = [GET % number for number in range(before)]
+    asking = asyncio.create_task(served.ask(*requests, sent))
+    await asyncio.sleep(0.1)
+    assert asking.done() == (before == 0)
+    served.open.set()
+    answers = await asking
+    assert [path for path, _ in told(answers)] == [f"/{number}" for number in range(before)]
+    assert answers.count(b"HTTP/1.1 ") == before + 1
+    assert b"HTTP/1.1 %d " % status in answers
+    assert json.loads(answers.splitlines()[-1])["code"] == {400: "invalid_request", 431: "head_too_large"}[status]
+
+
+async def test_a_body_that_breaks_later_is_refused_and_its_request_is_told_that_its_client_left(served: Served) -> None:
+    served.open.set()
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    for data in (GET % 1, POST % 2 + b"1\r\na\r\n", b"ZZ\r\n"):
+        writer.write(data)
+        await asyncio.sleep(0.05)
+    answers = await asyncio.wait_for(reader.read(-1), 10)
+    assert told(answers) == [["/1", ""]]
+    assert answers.count(b"HTTP/1.1 ") == 2
+    assert b"HTTP/1.1 400 " in answers
+    writer.close()
+
+
 async def test_who_takes_nothing_of_a_whole_answer_is_cut_off(served: Served) -> None:
     served.open.set()
     size = 8_000_000  # more than the system takes of an answer that nobody reads
