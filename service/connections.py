@@ -63,6 +63,7 @@ class Connection(OneWriteProtocol):
     """A client's connection."""
 
     _is_idle = False  # all that came is answered
+    _is_in_head = False  # a part of one has come
     _overhead = 0  # bytes since the last head that were no body
     _upgrades = False  # the message's head asks for another protocol
     _awaited: object = None  # what was awaited when last looked at
@@ -117,7 +118,7 @@ class Connection(OneWriteProtocol):
         elif self._refusal is not None:
             self._end_with(self._refusal)
         else:
-            self._is_idle = True
+            self._is_idle = not self._is_in_head
         if self.flow.held and not self.pipeline and not self.transport.is_closing():
             self.data_received(b"")
             self.flow.resume_reading()
@@ -154,9 +155,14 @@ class Connection(OneWriteProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._take(b"".join((first, *headers, b"\r\n", rest)))
 
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        super().on_message_begin()
+        self._is_in_head = True
+
     def on_headers_complete(self) -> None:
         """Begin a request, whose head is whole."""
-        self._overhead = 0
+        self._overhead, self._is_in_head = 0, False
         self._upgrades = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if self._upgrades:
             return

@@ -200,6 +200,20 @@ async def test_an_idle_connection_is_closed_without_a_word(served: Served) -> No
     writer.close()
 
 
+async def test_half_a_head_that_came_before_an_answer_is_waited_for_as_any_other(served: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(GET % 1 + b"GET /2 HT")
+    await asyncio.sleep(0.05)
+    served.open.set()
+    await reader.readuntil(b"]\n")
+    connection = served.connection()
+    for seconds in (0, 9, 11):
+        assert not connection.transport.is_closing()
+        connection.look(seconds, 10)
+    assert (await asyncio.wait_for(reader.read(-1), 10)).startswith(b"HTTP/1.1 408 ")
+    writer.close()
+
+
 async def test_while_the_service_ends_each_answer_ends_its_connection(served: Served) -> None:
     served.open.set()
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
