@@ -49,6 +49,9 @@ _NOTHING = Exhibits()
 _BRIEF = 0.004
 """Seconds of a run of the model for which the event loop may stand still: about what decoding a batch takes it."""
 
+RUNS_AT_ONCE_ON_A_DEVICE = 2
+"""While it works on a batch, the next is put together and copied to it."""
+
 _LAST_WRITE = 6.0
 """Seconds that the last write may take: a little more than a database may."""
 
@@ -153,11 +156,13 @@ def _assemble(settings: Settings, served: Model | Detector, exhibits: Exhibits) 
 
 
 def _pace_of(served: Model | Detector, settings: Settings) -> dict[str, Any]:
-    """Return how many pictures of a model make a batch, and how short a batch may hold up the event loop."""
+    """Return how many pictures of a model make a batch, how short a batch may hold up the event loop, and so on."""
     if served.manifest.task == "detection":
         return {"max_batch_size": 1, "brief": 0.0}  # each runs alone: the first need not wait for the last
-    brief = _BRIEF if served.provider == "cpu" else 0.0  # a device can hang, a processor cannot
-    return {"max_batch_size": settings.max_batch_size, "brief": brief}
+    if served.provider == "cpu":
+        return {"max_batch_size": settings.max_batch_size, "brief": _BRIEF}
+    # A device can hang, a processor cannot: no run on the event loop.
+    return {"max_batch_size": settings.max_batch_size, "brief": 0.0, "runs_at_once": RUNS_AT_ONCE_ON_A_DEVICE}
 
 
 def _parts_of(served: Model | Detector, exhibits: Exhibits, settings: Settings) -> dict[str, Any]:

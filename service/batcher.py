@@ -2,7 +2,8 @@
 
 It admits, queues, batches, and hands each caller its own result or its own error. A batch starts as soon as the
 function is free, with whatever waits by then: an idle service adds no delay, a busy one fills its batches. A brief
-batch starts at once if it is full, or if its caller is the only one there is.
+batch starts at once if it is full, or if its caller is the only one there is. Where the function may run twice at once
+a full batch starts beside another, so that a device need not wait while a batch is put together or read back.
 It knows neither models nor pictures nor HTTP: items go in, results come out.
 
 Everything but the function itself runs on the event loop, so there are no locks; the function too, where it is known to
@@ -55,6 +56,12 @@ class _Entry(Generic[Item, Result]):
     since: float
     started: float = 0.0
     seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Run(Generic[Item, Result]):
+    batch: list[_Entry[Item, Result]]
+    started: float
 
 
 class _Pace:
@@ -130,7 +137,7 @@ class _Alarm:
 
 
 class DynamicBatcher(Generic[Item, Result]):
-    """Batches items of concurrent callers for `run_batch`, which runs in one thread of its own.
+    """Batches items of concurrent callers for `run_batch`, which runs in threads of its own.
 
     Args:
         run_batch: from a list of items to as many results, in the same order.
@@ -139,6 +146,7 @@ class DynamicBatcher(Generic[Item, Result]):
         max_queue_delay: seconds that the oldest item waits for a fuller batch while the function is idle.
         brief: a batch that, to judge by those before it, takes less than so many seconds is run on the event loop, as
             the way to another thread and back would take longer than the run. Only for a function that cannot hang.
+        runs_at_once: how many runs there may be at a time; beside another only a full batch is run.
         metrics: where to count.
 
     Attributes:
@@ -153,6 +161,7 @@ class DynamicBatcher(Generic[Item, Result]):
         max_queue_size: int,
         max_queue_delay: float = 0.0,
         brief: float = 0.0,
+        runs_at_once: int = 1,
         metrics: Metrics,
     ) -> None:
         self.callers: Callable[[], int] = lambda: _MANY
@@ -165,9 +174,8 @@ class DynamicBatcher(Generic[Item, Result]):
         self._metrics = metrics
         self._queue: deque[_Entry[Item, Result]] = deque()
         self._reserved = 0  # admitted, not yet queued
-        self._running: list[_Entry[Item, Result]] = []
+        self._running: list[_Run[Item, Result]] = []  # the one that began first, first
         self._halves: deque[list[_Entry[Item, Result]]] = deque()  # of batches that failed, each to be run by itself
-        self._started = 0.0
         self._first_failure: float | None = None  # of those in a row
         self._last_failure = 0.0
         self._wakeup: asyncio.Handle | None = None
@@ -178,29 +186,37 @@ class DynamicBatcher(Generic[Item, Result]):
         self._idle.set()
         self._seconds_per_item = _Pace()
         self._length = _Length()
-        self._executor = _one_thread()
+        self._runs_at_once = runs_at_once
+        self._executor = _threads(runs_at_once)
         self._alarm = _Alarm()
         metrics.queue_capacity.set(max_queue_size)
         metrics.queue_depth.set_function(lambda: self.depth)
-        metrics.images_in_flight.set_function(lambda: self.depth + len(self._running) + sum(map(len, self._halves)))
+        metrics.images_in_flight.set_function(lambda: self.depth + self._run_items + sum(map(len, self._halves)))
 
     @property
     def depth(self) -> int:
         """How many items are admitted and wait."""
         return len(self._queue) + self._reserved
 
+    @property
+    def _run_items(self) -> int:
+        return sum(len(run.batch) for run in self._running)
+
     def stuck_for(self, now: float) -> float:
         """Return for how many seconds a run has lasted, or all runs have failed, at a moment on the loop's clock."""
         failing = 0.0 if self._first_failure is None else self._last_failure - self._first_failure
-        return max(failing, now - self._started if self._running else 0.0)
+        return max(failing, now - self._running[0].started if self._running else 0.0)
 
-    def start_anew(self, *, max_batch_size: int, brief: float) -> None:
+    def start_anew(self, *, max_batch_size: int, brief: float, runs_at_once: int = 1) -> None:
         """Have another model's batches judged by themselves: what was known of the pace is forgotten.
 
         Args:
-            max_batch_size, brief: as the class takes them.
+            max_batch_size, brief, runs_at_once: as the class takes them.
         """
         self._max_batch_size, self._brief = max_batch_size, brief
+        if runs_at_once != self._runs_at_once:
+            self._executor.shutdown(wait=False)  # what runs goes on to its end
+            self._runs_at_once, self._executor = runs_at_once, _threads(runs_at_once)
         self._runs = 0
         self._seconds_per_item, self._length = _Pace(), _Length()
 
@@ -236,7 +252,9 @@ class DynamicBatcher(Generic[Item, Result]):
         try:
             await asyncio.wait_for(self._idle.wait(), timeout)
         except TimeoutError:
-            self._answer_all([*self._queue, *chain(*self._halves), *self._running], _stopped_first())
+            self._answer_all(
+                [*self._queue, *chain(*self._halves), *chain(*(run.batch for run in self._running))], _stopped_first()
+            )
             self._queue.clear()
             self._halves.clear()
         self._stopped = True
@@ -261,14 +279,14 @@ class DynamicBatcher(Generic[Item, Result]):
     def _gains_nothing_by_waiting(self) -> bool:
         """Tell whether a brief batch can start at once: it is full, or its caller alone and not to wait for others."""
         if self._running or self._halves:
-            return False
+            return False  # what is brief runs on the event loop, beside nothing
         is_full = len(self._queue) >= self._max_batch_size
         is_alone = self._max_queue_delay <= 0 and self.callers() == 1
         return (is_full or is_alone) and self._is_brief(min(len(self._queue), self._max_batch_size))
 
     def _wake(self) -> None:
         """Have a batch started soon: once whoever else is ready in this turn of the loop has queued its items."""
-        if self._running or (self._wakeup and self._wakes_soon) or not (self._queue or self._halves):
+        if not self._has_room or (self._wakeup and self._wakes_soon) or not (self._queue or self._halves):
             return
         loop = asyncio.get_running_loop()
         wait = 0.0 if self._halves else self._queue[0].since + self._max_queue_delay - monotonic()
@@ -279,6 +297,14 @@ class DynamicBatcher(Generic[Item, Result]):
             self._wakeup.cancel()
         self._wakeup = loop.call_soon(self._let_in, _TURNS) if due else loop.call_later(wait, self._start)
         self._wakes_soon = due
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether a run may begin: nothing runs, or a full batch may run beside it."""
+        if not self._running:
+            return True
+        is_full = len(self._queue) >= self._max_batch_size
+        return is_full and len(self._running) < self._runs_at_once and not self._halves
 
     def _let_in(self, turns: int) -> None:
         """Start, but a brief batch that more callers could fill in so many turns of the loop.
@@ -300,37 +326,38 @@ class DynamicBatcher(Generic[Item, Result]):
         if not batch:
             self._rest()
             return
-        self._running = batch
-        self._started = started = monotonic()
+        started = monotonic()
+        self._running.append(run := _Run(batch, started))
         for entry in batch:
             if not entry.started:  # else it is run again
                 self._metrics.queue_seconds.observe(started - entry.since)
                 entry.started = started
         self._metrics.batch_size.observe(len(batch))
         if self._is_brief(len(batch)):
-            self._finish(batch, *self._attempt([entry.item for entry in batch]), on_loop=True)
+            self._finish(run, *self._attempt([entry.item for entry in batch]), on_loop=True)
         else:
-            self._submit(batch)
+            self._submit(run)
+            self._wake()  # another may be full, and run beside it
 
     def _is_brief(self, count: int) -> bool:
         """Tell whether a run of so many is known to be over before another thread would have begun."""
         return self._runs >= _RUNS_UNTIL_KNOWN and self._length.of(count) < self._brief
 
-    def _submit(self, batch: list[_Entry[Item, Result]]) -> None:
+    def _submit(self, run: _Run[Item, Result]) -> None:
         loop = asyncio.get_running_loop()
-        items = [entry.item for entry in batch]
+        items = [entry.item for entry in run.batch]
 
         def attempt() -> None:
             result = self._attempt(items)
             with suppress(RuntimeError):  # the loop has ended, and nobody waits
-                loop.call_soon_threadsafe(self._finish, batch, *result)
+                loop.call_soon_threadsafe(self._finish, run, *result)
 
         try:
             self._executor.submit(attempt)  # and not `run_in_executor`: its futures take two more turns of the loop
         except RuntimeError as cause:  # there is no thread to be had, or someone has ended it
             logger.error("the inference thread is gone (%s); another takes its place", cause)
-            self._executor = _one_thread()
-            loop.call_soon(self._finish, batch, _inference_failed(cause), 0.0)
+            self._executor = _threads(self._runs_at_once)
+            loop.call_soon(self._finish, run, _inference_failed(cause), 0.0)
 
     def _attempt(self, items: list[Item]) -> tuple[Sequence[Result] | ServiceError, float]:
         """Run the batch and return what comes of it, whatever goes wrong too, and the seconds that it took."""
@@ -358,13 +385,14 @@ class DynamicBatcher(Generic[Item, Result]):
 
     def _finish(
         self,
-        batch: list[_Entry[Item, Result]],
+        run: _Run[Item, Result],
         outcome: Sequence[Result] | ServiceError,
         seconds: float,
         *,
         on_loop: bool = False,
     ) -> None:
-        self._running = []
+        batch = run.batch
+        self._running.remove(run)
         self._runs += 1
         self._seconds_per_item.observe(seconds / len(batch))
         self._metrics.inference_seconds.observe(seconds)
@@ -412,11 +440,11 @@ class DynamicBatcher(Generic[Item, Result]):
         self._rest()
 
     def _seconds_until_drained(self) -> int:
-        return max(1, math.ceil((self.depth + len(self._running)) * self._seconds_per_item.mean))
+        return max(1, math.ceil((self.depth + self._run_items) * self._seconds_per_item.mean))
 
 
-def _one_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="inference")
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="inference")
 
 
 def _inference_failed(cause: BaseException) -> InferenceFailed:

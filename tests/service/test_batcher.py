@@ -623,3 +623,114 @@ async def test_a_full_brief_batch_starts_at_once_and_those_in_it_are_answered(ma
     waiting = [asyncio.create_task(ask(batcher, item)) for item in range(9)]
     assert await asyncio.gather(*waiting) == [[f"item {item}"] for item in range(9)]
     assert echo.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+class Gates(Echo):
+    """Lets each run go by itself, and knows which have begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[list[int]] = []
+        self.gates: dict[int, threading.Event] = {}
+
+    def __call__(self, items: list[int]) -> Sequence[str]:
+        gate = self.gates.setdefault(items[0], threading.Event())
+        self.begun.append(items)
+        gate.wait(20)
+        return super().__call__(items)
+
+    def open(self, *firsts: int) -> None:
+        for first in firsts:
+            self.gates.setdefault(first, threading.Event()).set()
+
+
+async def begun(gates: Gates, count: int) -> list[list[int]]:
+    """Return the runs that have begun once there are so many, and no more a little later."""
+    async with asyncio.timeout(5):
+        while len(gates.begun) < count:  # noqa: ASYNC110 - they begin in other threads
+            await asyncio.sleep(0.002)
+    await asyncio.sleep(0.02)
+    return sorted(gates.begun)
+
+
+async def test_a_full_batch_runs_beside_another_and_a_third_waits(make: Make) -> None:
+    gates = Gates()
+    batcher = make(gates, runs_at_once=2, max_queue_size=16)
+    tasks = [asyncio.create_task(ask(batcher, *range(first, first + 4))) for first in (0, 4, 8)]
+    assert await begun(gates, 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    gates.open(4)
+    assert await tasks[1] == [f"item {item}" for item in range(4, 8)]  # its answer does not wait for the other's
+    assert len(await begun(gates, 3)) == 3
+    gates.open(0, 8)
+    assert await tasks[0] == [f"item {item}" for item in range(4)]
+    assert await tasks[2] == [f"item {item}" for item in range(8, 12)]
+
+
+async def test_a_batch_that_is_not_full_waits_until_nothing_runs(make: Make) -> None:
+    gates = Gates()
+    batcher = make(gates, runs_at_once=2)
+    first = asyncio.create_task(ask(batcher, 0))
+    await begun(gates, 1)
+    later = await ask_many(batcher, 1, 2, 3)
+    assert await begun(gates, 1) == [[0]]
+    gates.open(0, 1)
+    assert await asyncio.gather(first, *later) == [[f"item {item}"] for item in range(4)]
+    assert gates.begun == [[0], [1, 2, 3]]
+
+
+async def test_of_two_batches_side_by_side_one_may_fail_alone(make: Make, metrics: Metrics) -> None:
+    gates = Gates()
+    gates.poison = {2}
+    batcher = make(gates, runs_at_once=2, max_queue_size=16)
+    tasks = await ask_many(batcher, *range(8))
+    await begun(gates, 2)
+    gates.open(*range(8))
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(answers.pop(2), InferenceFailed)
+    assert answers == [[f"item {item}"] for item in range(8) if item != 2]
+    assert total(metrics, "evenkeel_images_in_flight") == 0
+
+
+async def test_the_run_that_began_first_tells_for_how_long_it_is_stuck(make: Make) -> None:
+    gates = Gates()
+    batcher = make(gates, runs_at_once=2, max_queue_size=16)
+    first = asyncio.create_task(ask(batcher, *range(4)))
+    await begun(gates, 1)
+    second = asyncio.create_task(ask(batcher, *range(4, 8)))
+    await begun(gates, 2)
+    longest = batcher.stuck_for(time.monotonic())
+    gates.open(0)
+    await first
+    assert 0 < batcher.stuck_for(time.monotonic()) < longest
+    gates.open(4)
+    await second
+    assert batcher.stuck_for(time.monotonic()) == 0
+
+
+async def test_the_end_answers_all_runs_that_do_not_end(make: Make) -> None:
+    gates = Gates()
+    batcher = make(gates, runs_at_once=2, max_queue_size=16)
+    tasks = [asyncio.create_task(ask(batcher, *range(first, first + 4))) for first in (0, 4)]
+    await begun(gates, 2)
+    await batcher.close(0.01)
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [ShuttingDown, ShuttingDown]
+    gates.open(0, 4)
+
+
+async def test_another_model_may_run_on_fewer_or_more_at_once(make: Make) -> None:
+    gates = Gates()
+    batcher = make(gates, max_queue_size=16)
+    tasks = [asyncio.create_task(ask(batcher, *range(first, first + 4))) for first in (0, 4)]
+    assert await begun(gates, 1) == [[0, 1, 2, 3]]
+    batcher.start_anew(max_batch_size=4, brief=0.0, runs_at_once=2)
+    tasks.append(asyncio.create_task(ask(batcher, *range(8, 12))))
+    assert len(await begun(gates, 2)) == 2
+    gates.open(0, 4, 8)
+    assert [len(answer) for answer in await asyncio.gather(*tasks)] == [4, 4, 4]
+
+
+async def test_thousands_of_callers_get_their_own_answers_from_runs_side_by_side(make: Make) -> None:
+    batcher = make(max_queue_size=5000, runs_at_once=2)
+    answers = await asyncio.gather(*(ask(batcher, item) for item in range(3000)))
+    assert answers == [[f"item {item}"] for item in range(3000)]
