@@ -43,7 +43,7 @@ _ANOTHER_PROTOCOL = {b"upgrade", b"http2-settings"}
 """Headers that matter only to who would speak it."""
 
 _SLICE = 4096
-"""Bytes parsed at a time: what they hold may go beyond `MOST_AHEAD`."""
+"""Bytes parsed at a time, save of a body whose length is known: what they hold may go beyond `MOST_AHEAD`."""
 
 _NO_HTTP = InvalidRequest("This is no HTTP request.", remedy="Speak HTTP/1.1.")
 
@@ -65,6 +65,7 @@ class Connection(OneWriteProtocol):
     _is_idle = False  # all that came is answered
     _is_in_head = False  # a part of one has come
     _overhead = 0  # bytes since the last head that were no body
+    _body_left = 0  # bytes of a body, as its head states its length
     _upgrades = False  # the message's head asks for another protocol
     _awaited: object = None  # what was awaited when last looked at
     _since = 0.0
@@ -92,15 +93,18 @@ class Connection(OneWriteProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come; hold back what lies behind more requests than are taken ahead."""
-        data = self.flow.held + data
-        for start in range(0, len(data), _SLICE):
+        data = self.flow.held + data if self.flow.held else data
+        start = 0
+        while start < len(data):
             if self._refusal is not None or (start and self.transport.is_closing()):
                 break
             if len(self.pipeline) >= MOST_AHEAD:
                 self.flow.held = data[start:]
                 self.flow.pause_reading()
                 return
-            self._take(data[start : start + _SLICE])
+            end = start + max(_SLICE, self._body_left)
+            self._take(data[start:end])
+            start = end
         self.flow.held = b""
 
     def on_response_complete(self) -> None:
@@ -166,11 +170,17 @@ class Connection(OneWriteProtocol):
         self._upgrades = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if self._upgrades:
             return
+        self._body_left = self._stated_length()
         if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
             raise InvalidRequest("The request names no host, or several.", field="Host", remedy="Send one Host header.")
         super().on_headers_complete()
         if self._service.readiness.is_ending:  # else its next request meets a door that closes
             self.cycle.keep_alive = False
+
+    def _stated_length(self) -> int:
+        # The parser has refused one that is no number, a second one, and one beside chunks.
+        stated = [value for name, value in self.headers if name == b"content-length"]
+        return int(stated[0]) if stated else 0
 
     @property
     def _service(self) -> Service:
@@ -178,12 +188,14 @@ class Connection(OneWriteProtocol):
 
     def on_message_complete(self) -> None:
         """End a request, unless its head is parsed again."""
+        self._body_left = 0
         if not self._upgrades:
             super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
         self._overhead = max(0, self._overhead - _OVERHEAD_OF_A_BYTE * len(body))
+        self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
 
     def look(self, now: float, patience: float) -> None:
