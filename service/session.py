@@ -20,7 +20,11 @@ logger = logging.getLogger(__name__)
 Provider = Literal["cpu", "cuda"]
 Asked = Literal["auto", "cpu", "cuda"]
 
-_EXECUTION_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+EXECUTION_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+CUDA_OPTIONS = {"use_tf32": "0"}
+"""TF32 would cost parity in fp32."""
 
 
 class ProviderUnavailable(Exception):  # noqa: N818 - as all domain errors here
@@ -120,7 +124,7 @@ def _choose(provider: Asked) -> Provider:
 
 def _cuda_problem() -> str | None:
     """Return why CUDA cannot run, or None if nothing speaks against it; the session has the last word."""
-    if _EXECUTION_PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+    if EXECUTION_PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
         return "this build of ONNX Runtime has no CUDA"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -139,15 +143,15 @@ def _open(path: Path, provider: Provider, threads: int) -> onnxruntime.Inference
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores serve the event loop too
     options.log_severity_level = 3
-    chosen: list[Any] = [_EXECUTION_PROVIDERS[provider]]
+    chosen: list[Any] = [EXECUTION_PROVIDERS[provider]]
     if provider == "cuda":
         onnxruntime.preload_dlls()
-        chosen = [(_EXECUTION_PROVIDERS["cuda"], {"use_tf32": "0"})]  # TF32 would cost parity in fp32
+        chosen = [(EXECUTION_PROVIDERS["cuda"], dict(CUDA_OPTIONS))]
     try:
         session = onnxruntime.InferenceSession(path, options, providers=chosen)
     except Exception as error:  # ONNX Runtime's own errors have no common base
         raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {error}; export the bundle again") from error
-    if session.get_providers()[0] != _EXECUTION_PROVIDERS[provider]:
+    if session.get_providers()[0] != EXECUTION_PROVIDERS[provider]:
         raise ProviderUnavailable(
             f"the provider {provider} was asked for, and ONNX Runtime runs {session.get_providers()[0]} instead, "
             "for the reason that it has just written above; install evenkeel[service,gpu], or ask for cpu"

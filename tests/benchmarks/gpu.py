@@ -1,81 +1,344 @@
-"""On a GPU: what HTTP leaves of the images/s of ONNX Runtime's CUDA provider, with batched binary requests.
+"""On a GPU: what HTTP leaves of the images/s of ONNX Runtime's CUDA provider, and how many processes JPEGs take.
 
-ResNeXt-50 32x4d, 32 pictures a request as a UINT8 tensor through `/v2/.../infer`, against the same session without a
-server.
+ResNeXt-50 32x4d in fp16. Batched requests are 32 pictures as a UINT8 tensor through `/v2/.../infer`; single pictures
+are JPEGs of about 500x375 through `/predict`. Raw is the same model, with pictures copied to the GPU and logits back,
+in one thread without a server; on device is without the copies. Clients are processes of their own.
+
+python -m tests.benchmarks.gpu FOLDER                          # this part by itself, with its log on stderr
+python -m tests.benchmarks.gpu FOLDER --provider cpu --small   # whether it runs at all
 """
 
+import argparse
+import json
+import os
+import re
+import signal
 import statistics
+import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from service.bundle import PARITY_TOLERANCE, Bundle
 from service.model import OnnxModel
-from service.session import ProviderUnavailable
-from tests.benchmarks.models import HEAVY
-from tests.benchmarks.result import Figure, at_least
-from tests.benchmarks.servers import free_port, running
+from service.session import Provider, ProviderUnavailable
+from tests.benchmarks.gpu_load import Rate, Requests, load
+from tests.benchmarks.gpu_raw import BATCH, OPTIONS
+from tests.benchmarks.models import CIFAR, HEAVY
+from tests.benchmarks.pictures import jpegs
+from tests.benchmarks.result import Figure, Goal, at_least
+from tests.benchmarks.servers import ROOT, Server, fetch, free_port, running
 from tests.benchmarks.workplace import Skipped, Workplace
 
 PART = "GPU"
-BATCH, CLIENTS = 32, 4
+PROCESSES = (1, 2, 4, 8, 12)
+CLIENTS, CONNECTIONS_EACH = 6, 64
+Lines = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        provider: cuda, or cpu to try it.
+        model: what is served.
+        processes: of the service, with single JPEGs.
+        seconds: of each burst over HTTP.
+        stretch: seconds of each stretch without a server; three make a figure.
+        patience: seconds that a part without a server, or a start, may take.
+    """
+
+    provider: Provider = "cuda"
+    model: tuple[str, int] = HEAVY
+    processes: Sequence[int] = PROCESSES
+    seconds: float = 3
+    stretch: float = 0.3
+    patience: float = 60
 
 
 def run(workplace: Workplace) -> list[Figure]:
-    """Compare raw batches with batched requests over HTTP.
+    """Measure everything.
 
     Raises:
         Skipped: there is no GPU that ONNX Runtime can use.
     """
-    bundle = workplace.bundle(HEAVY)
+    _refuse_without_gpu(workplace)
+    return measure(workplace, Plan(seconds=workplace.seconds(5), patience=180), workplace.place("run-gpu"))
+
+
+def measure(workplace: Workplace, plan: Plan, results: Path) -> list[Figure]:
+    """Measure one thing after the other; a part that fails is a figure that says so."""
+    card = _card()
+    _say(f"{card}, ONNX Runtime {onnxruntime.__version__}, provider {plan.provider}")
+    heavy, small = workplace.bundle(plan.model, half=True), workplace.bundle(CIFAR, half=True)
+    lines = results / "raw.jsonl"
+    lines.unlink(missing_ok=True)
+    figures = _part("raw fp16", lambda: _raw(heavy, "fp16", plan, lines))
+    options = best_options(_read(lines))
+    raw = _raw_rate(_read(lines), options)
+    _say(f"the best options of the provider: {options}; raw {raw:,.0f} images/s")
+    figures += _part("one run at a time", lambda: _one_at_a_time(heavy, plan, workplace, options, raw))
+    figures += _part("processes", lambda: _processes(heavy, plan, workplace, options, raw))
+    figures += _part("parity and sizes", lambda: _parity(heavy, plan))
+    figures += _part("a small model", lambda: _small(small, plan))
+    figures += _part("raw fp32", lambda: _raw(heavy, "fp32", plan, lines))
+    (results / "figures.json").write_text(json.dumps([figure.to_json() for figure in figures], indent=1))
+    where = f"{card}, ONNX Runtime {onnxruntime.__version__}"
+    return [replace(figure, note=f"{figure.note}; {where}" if figure.note else where) for figure in figures]
+
+
+def _part(name: str, found: Callable[[], list[Figure]]) -> list[Figure]:
+    begin = time.perf_counter()
     try:
-        model = OnnxModel(bundle, provider="cuda", max_batch_size=BATCH)
+        figures = found()
+    except Exception as fault:  # the other parts are worth having all the same
+        figures = [Figure(PART, f"{name}: failed", None, note=f"{type(fault).__name__}: {fault}"[-600:])]
+    for figure in figures:
+        _say(f"{figure.what}: {figure.shown} {figure.verdict} {figure.note}")
+    _say(f"-- {name}: {time.perf_counter() - begin:.1f} s")
+    return figures
+
+
+def _raw(bundle: Bundle, precision: str, plan: Plan, lines: Path) -> list[Figure]:
+    """Have another process compare the ways to run the model; what it wrote counts though it does not end."""
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_raw", str(bundle.path), str(lines)]
+    command += ["--precision", precision, "--provider", plan.provider, "--seconds", str(plan.stretch)]
+    try:
+        subprocess.run(command, cwd=ROOT, check=True, timeout=plan.patience)
+        problem = ""
+    except subprocess.SubprocessError as error:
+        problem = f" ({error})"
+    found = [line for line in _read(lines) if line["precision"] == precision]
+    figures = [
+        Figure(PART, f"raw {precision}, {line['what']}", line["images/s"], "images/s")
+        for line in found
+        if "images/s" in line
+    ]
+    return figures if figures else [Figure(PART, f"raw {precision}", None, note=f"nothing was measured{problem}")]
+
+
+def best_options(lines: Lines) -> Mapping[str, str]:
+    """Return the options with which the model runs fastest with its copies; those that cost parity do not count."""
+    exact = {line["what"] for line in lines if line.get("gap", np.inf) <= PARITY_TOLERANCE[line["precision"]]}
+    rates = {name: _rate_of(lines, f"{name}: bound, {BATCH}") for name in OPTIONS if f"{name}: start" in exact}
+    return OPTIONS[max(rates, key=lambda name: rates[name], default="as served")]
+
+
+def _raw_rate(lines: Lines, options: Mapping[str, str]) -> float:
+    name = next(name for name, theirs in OPTIONS.items() if theirs == options)
+    ways = (f"{name}: {way}, {BATCH}" for way in ("feeds", "bound", "copied"))
+    return max(_rate_of(lines, way) for way in ways)
+
+
+def _rate_of(lines: Lines, what: str) -> float:
+    return max((float(line.get("images/s", 0)) for line in lines if line["what"] == what), default=0.0)
+
+
+def _read(lines: Path) -> Lines:
+    return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+
+
+def _one_at_a_time(
+    bundle: Bundle, plan: Plan, workplace: Workplace, options: Mapping[str, str], raw: float
+) -> list[Figure]:
+    """Start a service by itself, and have it run one batch at a time: what the second one at once is worth."""
+    with _services(bundle, 1, plan, workplace, options, at_once=1) as [server]:
+        start = Figure(PART, "process start to ready", server.seconds_to_ready, "s", note=_stages(server))
+        _refuse_another_provider(server, plan.provider)
+        found = load([server.port], _tensors(bundle), processes=4, connections=4, seconds=plan.seconds)
+    return [start, _over_http("binary batches, one run at a time, 4 clients", found, raw, None)]
+
+
+def _processes(
+    bundle: Bundle, plan: Plan, workplace: Workplace, options: Mapping[str, str], raw: float
+) -> list[Figure]:
+    """Ask ever more processes of the service, all of which run from the beginning."""
+    pictures = [file.read_bytes() for file in jpegs(workplace.place("pictures")).files]
+    single = Requests("/predict", pictures, {"Content-Type": "image/jpeg"})
+    figures = []
+    with _services(bundle, max(plan.processes), plan, workplace, options) as servers:
+        slowest = max(server.seconds_to_ready for server in servers)
+        figures.append(Figure(PART, f"{len(servers)} processes at once, start to ready", slowest, "s"))
+        ports = [server.port for server in servers]
+        for count, clients in ((1, 3), (1, 4), (1, 6), (2, 8)):
+            if count <= len(ports):
+                found = load(
+                    ports[:count], _tensors(bundle), processes=clients, connections=clients, seconds=plan.seconds
+                )
+                what = f"binary batches, {count} process{'es' * (count > 1)}, {clients} clients"
+                figures.append(_over_http(what, found, raw, at_least(0.9) if (count, clients) == (1, 4) else None))
+        _say(_busy(servers[0]))
+        for count in plan.processes:
+            connections = CONNECTIONS_EACH * count
+            found = load(
+                ports[:count], single, processes=CLIENTS, connections=min(connections, 512), seconds=plan.seconds
+            )
+            figures.append(_over_http(f"single JPEGs, {count} processes", found, raw, None))
+        _say(_busy(servers[0]))
+    return figures
+
+
+def _over_http(what: str, found: Rate, raw: float, goal: Goal | None) -> Figure:
+    stages = ", ".join(f"{name.removesuffix('-time')} {value:.1f}" for name, value in found.stages.items())
+    note = f"{found.images:,.0f} of {raw:,.0f} images/s; request {found.p50 * 1e3:.1f} ms, p99 {found.p99 * 1e3:.1f}; "
+    note += f"by stage, ms: {stages}" + (f"; {found.refused} refused, {found.fault}" if found.fault else "")
+    return Figure(PART, f"{what} / raw", found.images / raw if raw else None, goal=goal, note=note)
+
+
+def _tensors(bundle: Bundle) -> Requests:
+    """Return requests as the binary tensor extension has them."""
+    spec, chance = bundle.manifest.input, np.random.default_rng(0)
+    shape = (BATCH, spec.height, spec.width, 3)
+    pixels = [chance.integers(0, 256, shape, dtype=np.uint8).tobytes() for _ in range(2)]
+    size = {"binary_data_size": len(pixels[0])}
+    head = json.dumps(
+        {
+            "inputs": [{"name": "image", "datatype": "UINT8", "shape": shape, "parameters": size}],
+            "outputs": [{"name": "logits", "parameters": {"binary_data": True}}],
+        }
+    ).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    return Requests(f"/v2/models/{bundle.manifest.name}/infer", [head + each for each in pixels], headers, images=BATCH)
+
+
+@contextmanager
+def _services(
+    bundle: Bundle, count: int, plan: Plan, workplace: Workplace, options: Mapping[str, str], *, at_once: int = 2
+) -> Iterator[list[Server]]:
+    """Start so many processes of the service at once, each on a port of its own, and wait for all."""
+    settings = {
+        "COMPARED_CUDA_OPTIONS": json.dumps(dict(options)),
+        "COMPARED_RUNS_AT_ONCE": str(at_once),
+        "EVENKEEL_MAX_QUEUE_SIZE": "1024",
+        "EVENKEEL_MAX_BATCH_SIZE": str(BATCH),
+        "EVENKEEL_DECODE_THREADS": str(max(2, (os.cpu_count() or 2) // count)),
+    }
+    folders = [workplace.place(f"run-gpu/{number}") for number in range(count)]
+    starts = [_service(bundle, folder, plan, settings) for folder in folders]
+    with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+        servers = list(pool.map(stack.enter_context, starts))
+        yield servers
+        for server in servers:  # together, and not one after the other
+            server.process.send_signal(signal.SIGINT)
+
+
+def _service(bundle: Bundle, folder: Path, plan: Plan, settings: Mapping[str, str]) -> AbstractContextManager[Server]:
+    for old in folder.glob("state.sqlite*"):
+        old.unlink()
+    port = free_port()
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_server", "serve", str(bundle.path), "--port", str(port)]
+    command += ["--provider", plan.provider]
+    environment = {**settings, "EVENKEEL_DATABASE_URL": f"sqlite:///{folder / 'state.sqlite'}"}
+    return running(command, folder=folder, ready="/readyz", environment=environment, port=port, patience=plan.patience)
+
+
+def _refuse_another_provider(server: Server, provider: Provider) -> None:
+    """See that what is measured runs where it should.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    said = fetch(server.url("/metrics"))[1].decode()
+    model = next(line for line in said.splitlines() if line.startswith("evenkeel_model_info{"))
+    if f'provider="{provider}"' not in model:
+        raise RuntimeError(f"the service says {model}")
+
+
+def _stages(server: Server) -> str:
+    """Return what the service says of how long its start took."""
+    found = re.search(r"runs on .*", server.log.read_text(errors="replace"))
+    return found[0] if found else ""
+
+
+def _busy(server: Server) -> str:
+    """Return what the service counted of its batches."""
+    said = fetch(server.url("/metrics"))[1].decode()
+    wanted = ("evenkeel_batch_size_sum", "evenkeel_batch_size_count", "evenkeel_inference_seconds_sum")
+    return ", ".join(line for line in said.splitlines() if line.startswith(wanted))
+
+
+def _parity(bundle: Bundle, plan: Plan) -> list[Figure]:
+    """Compare batches that are padded with one that is full, and say how long each of the sizes takes to warm."""
+    model = OnnxModel(bundle, provider=plan.provider, max_batch_size=BATCH)
+    spec = bundle.manifest.input
+    images = np.random.default_rng(1).integers(0, 256, (BATCH, spec.height, spec.width, 3), dtype=np.uint8)
+    full = model.branches(images)
+    gaps = [
+        float(np.abs(part - whole[:count]).max())
+        for count in (1, 3, 5, 17, 31)
+        for part, whole in zip(model.branches(images[:count]), full, strict=True)
+    ]
+    what = f"largest gap of padded batches from a full one, {model.precision} on {model.provider}"
+    return [Figure(PART, what, max(gaps), note="the service's own check of its parity samples passed")]
+
+
+def _small(bundle: Bundle, plan: Plan) -> list[Figure]:
+    """Run a lone small picture through ResNet-32 on the GPU and on the CPU, without a server."""
+    figures = []
+    providers: tuple[Provider, ...] = ("cpu", plan.provider) if plan.provider != "cpu" else ("cpu",)
+    for provider in providers:
+        model = OnnxModel(bundle, provider=provider, max_batch_size=BATCH)
+        image = np.zeros((1, 32, 32, 3), np.uint8)
+        seconds = []
+        for _ in range(200):
+            begin = time.perf_counter()
+            model.branches(image)
+            seconds.append(time.perf_counter() - begin)
+        what = f"ResNet-32, a lone picture on {provider}, {model.precision}"
+        figures.append(Figure(PART, what, statistics.median(seconds) * 1e3, "ms"))
+    return figures
+
+
+def _refuse_without_gpu(workplace: Workplace) -> None:
+    try:
+        OnnxModel(workplace.bundle(CIFAR, half=True), provider="cuda", max_batch_size=1)
     except ProviderUnavailable as problem:
         raise Skipped(str(problem)) from problem
-    spec = bundle.manifest.input
-    pixels = np.random.default_rng(0).integers(0, 256, (BATCH, spec.height, spec.width, 3), dtype=np.uint8)
-    raw = statistics.median(_raw(model, pixels, workplace.seconds(5)) for _ in range(3))
-    del model
-    port = free_port()
-    command = [sys.executable, "-m", "service", "serve", str(bundle.path), "--port", str(port), "--provider", "cuda"]
-    folder = workplace.place("run-gpu")
-    environment = {"EVENKEEL_DATABASE_URL": f"sqlite:///{folder / 'state.sqlite'}"}
-    with running(command, folder=folder, ready="/readyz", environment=environment, port=port) as server:
-        over_http = _requests(server.port, bundle.manifest.name, pixels, workplace.seconds(15))
-    note = f"{over_http:,.0f} and {raw:,.0f} images/s, ONNX Runtime {onnxruntime.__version__}, {CLIENTS} clients"
-    return [
-        Figure(PART, "images/s, binary batches over HTTP / raw CUDA", over_http / raw, goal=at_least(0.9), note=note)
-    ]
 
 
-def _raw(model: OnnxModel, pixels: np.ndarray, seconds: float) -> float:
-    done, begin = 0, time.perf_counter()
-    while time.perf_counter() - begin < seconds:
-        model.branches(pixels)
-        done += len(pixels)
-    return done / (time.perf_counter() - begin)
+def _card() -> str:
+    try:
+        said = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "no GPU"
+    return said.stdout.strip().splitlines()[0]
 
 
-def _requests(port: int, name: str, pixels: np.ndarray, seconds: float) -> float:
-    """Return images/s of some clients, each a process's thread with a connection of its own."""
-    from tritonclient import http
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
-    counts, until = [0] * CLIENTS, time.perf_counter() + seconds
 
-    def ask(number: int) -> None:
-        client = http.InferenceServerClient(f"127.0.0.1:{port}", network_timeout=60)
-        image = http.InferInput("image", pixels.shape, "UINT8")
-        image.set_data_from_numpy(pixels)
-        while time.perf_counter() < until:
-            client.infer(name, [image], outputs=[http.InferRequestedOutput("logits")])
-            counts[number] += len(pixels)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure this part alone; figures go to a file, and a line for each to the log."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu")
+    parser.add_argument("results", type=Path, help="folder for the figures")
+    parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", dest="model", action="store_const", const=CIFAR, default=HEAVY)
+    parser.add_argument("--processes", type=int, nargs="+", default=list(PROCESSES))
+    parser.add_argument("--seconds", type=float, default=Plan.seconds)
+    parser.add_argument("--stretch", type=float, default=Plan.stretch)
+    parser.add_argument("--patience", type=float, default=Plan.patience)
+    asked = vars(parser.parse_args(arguments))
+    results: Path = asked.pop("results")
+    results.mkdir(parents=True, exist_ok=True)
+    for figure in measure(Workplace(), Plan(**asked), results):
+        print(f"{figure.what:<64} {figure.shown:>16} {figure.goal or ''} {figure.verdict}")
 
-    begin = time.perf_counter()
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / (time.perf_counter() - begin)
+
+if __name__ == "__main__":
+    main()

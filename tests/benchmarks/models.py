@@ -5,6 +5,7 @@ with a plain linear layer, exported by the same exporter.
 """
 
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,17 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from service.bundle import AlphaSpec, Bundle, ClassInfo, ManifestDraft, Parity, TdeSpec, read_bundle, write_bundle
+from service.bundle import (
+    AlphaSpec,
+    Bundle,
+    ClassInfo,
+    ManifestDraft,
+    Parity,
+    Precision,
+    TdeSpec,
+    read_bundle,
+    write_bundle,
+)
 from trainer.config import Recipe, load_recipe
 from trainer.export import OPSET, PARITY_PRIOR_STRENGTHS, check_parity, export_onnx
 from trainer.graph import OUTPUTS, PixelNormalisation, ServingGraph
@@ -27,10 +38,16 @@ def plain_model(bundle: Bundle) -> Path:
     return bundle.path.with_suffix(".plain.onnx")
 
 
-def bundle_of(model: tuple[str, int], folder: Path) -> Bundle:
-    """Return the bundle of a recipe's architecture, from the folder if it is there already."""
+def bundle_of(model: tuple[str, int], folder: Path, *, half: bool = False) -> Bundle:
+    """Return the bundle of a recipe's architecture, from the folder if it is there already.
+
+    Args:
+        model: one of the above.
+        folder: where it lies, or is written.
+        half: with a model in fp16 beside that in fp32.
+    """
     name, classes = model
-    target = folder / name
+    target = folder / (f"{name}_fp16" if half else name)
     if target.exists() and plain_model(intact := read_bundle(target)).exists():
         return intact
     recipe = load_recipe(name)
@@ -40,13 +57,19 @@ def bundle_of(model: tuple[str, int], folder: Path) -> Bundle:
         classifier.backbone = _OneConvolution(classifier.backbone.num_features)  # type: ignore[assignment]
     draft = _draft(recipe, classes)
     direction = torch.randn(classifier.backbone.num_features)
-    graph = ServingGraph(classifier, direction, torch.from_numpy(draft.log_class_share()).float()).eval()
+    log_share = torch.from_numpy(draft.log_class_share()).float()
+    graph = ServingGraph(classifier, direction, log_share).eval()
     parity = _parity(graph, recipe)
-    model_file = folder / f"{name}.onnx"
-    export_onnx(graph, parity, model_file)
-    check_parity(model_file, parity, "fp32")
-    bundle = write_bundle(target, draft, models={"fp32": model_file}, files={"parity.npz": parity.to_bytes()})
-    model_file.unlink()
+    files: dict[Precision, Path] = {"fp32": folder / f"{name}.onnx"}
+    export_onnx(graph, parity, files["fp32"])
+    if half:
+        files["fp16"] = folder / f"{name}.fp16.onnx"
+        export_onnx(ServingGraph(deepcopy(classifier), direction, log_share, half=True).eval(), parity, files["fp16"])
+    for precision, file in files.items():
+        check_parity(file, parity, precision)
+    bundle = write_bundle(target, draft, models=files, files={"parity.npz": parity.to_bytes()})
+    for file in files.values():
+        file.unlink()
     _export_plain(classifier, parity, classes, plain_model(bundle))
     return bundle
 

@@ -34,8 +34,8 @@ class Workplace:
         place.mkdir(parents=True, exist_ok=True)
         return place
 
-    def bundle(self, model: tuple[str, int]) -> Bundle:
-        return bundle_of(model, self.place("bundles"))
+    def bundle(self, model: tuple[str, int], *, half: bool = False) -> Bundle:
+        return bundle_of(model, self.place("bundles"), half=half)
 
 
 class Skipped(Exception):

@@ -1,0 +1,168 @@
+"""Load from several processes, of several connections each, on one or several servers: what a GPU needs to be busy.
+
+wrk would send large bodies from one thread; here a connection costs a few hundredths of what a picture costs a server.
+Every process begins at the same moment; what counts is answered once the queues have filled, and before the end.
+"""
+
+import http.client
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+from tests.benchmarks.servers import ROOT
+
+Found = tuple[int, int, list[float], dict[str, list[float]], str]
+RAMP = 0.5
+"""Seconds of load before anything counts."""
+_KEPT = ("x-decode-time", "x-queue-time", "x-inference-time", "x-total-time")
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What is sent: bodies in turn, of so many pictures each.
+
+    Attributes:
+        path: such as /predict.
+        bodies, headers: of each request.
+        images: in each body.
+    """
+
+    path: str
+    bodies: Sequence[bytes]
+    headers: Mapping[str, str]
+    images: int = 1
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What was found.
+
+    Attributes:
+        images: a second.
+        refused: answers that were none of 200.
+        p50, p99: seconds of a request, as its client saw it.
+        stages: median milliseconds, as the servers' headers say.
+        fault: what went wrong first, if anything.
+    """
+
+    images: float
+    refused: int
+    p50: float
+    p99: float
+    stages: dict[str, float]
+    fault: str = ""
+
+
+def load(ports: Sequence[int], requests: Requests, *, processes: int, connections: int, seconds: float) -> Rate:
+    """Keep so many connections busy, shared evenly by the processes and the ports, for so long."""
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        bodies = [Path(folder, str(number)) for number in range(len(requests.bodies))]
+        for file, body in zip(bodies, requests.bodies, strict=True):
+            file.write_bytes(body)
+        job = {"ports": list(ports), "path": requests.path, "headers": dict(requests.headers), "seconds": seconds}
+        job["bodies"] = [str(file) for file in bodies]
+        workers = [stack.enter_context(_Worker()) for _ in range(processes)]
+        for number, worker in enumerate(workers):
+            share = connections // processes + (number < connections % processes)
+            worker.say({**job, "first": number, "connections": share})
+        for worker in workers:
+            worker.hear()  # it is ready
+        begin = time.time() + 0.1 + RAMP
+        for worker in workers:
+            worker.say(begin)
+        return _summed([worker.hear() for worker in workers], requests.images, seconds)
+
+
+class _Worker:
+    """Another process of this module; a line of JSON at a time, either way."""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "tests.benchmarks.gpu_load"]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def say(self, what: object) -> None:
+        assert self._process.stdin, "it is a pipe"
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> Any:
+        assert self._process.stdout, "it is a pipe"
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("a process that sends requests has ended; what it wrote is above")
+        return json.loads(line)
+
+
+def _summed(found: Sequence[Found], images: int, seconds: float) -> Rate:
+    took = sorted(second for each in found for second in each[2])
+    stages = {name: sorted(value for each in found for value in each[3].get(name, [])) for name in _KEPT}
+    return Rate(
+        images=sum(each[0] for each in found) * images / seconds,
+        refused=sum(each[1] for each in found),
+        p50=took[len(took) // 2] if took else 0.0,
+        p99=took[len(took) * 99 // 100] if took else 0.0,
+        stages={name.removeprefix("x-"): values[len(values) // 2] for name, values in stages.items() if values},
+        fault=next((each[4] for each in found if each[4]), ""),
+    )
+
+
+def _work() -> None:
+    """Do what the lines on the standard input say."""
+    job = json.loads(sys.stdin.readline())
+    bodies = [Path(file).read_bytes() for file in job["bodies"]]
+    requests = Requests(job["path"], bodies, job["headers"])
+    print(json.dumps("ready"), flush=True)
+    begin, first, ports = json.loads(sys.stdin.readline()), job["first"], job["ports"]
+
+    def ask(number: int) -> Found:
+        return _ask(ports[(first + number) % len(ports)], requests, first * 7 + number, begin, job["seconds"])
+
+    with ThreadPoolExecutor(max(1, job["connections"])) as pool:
+        parts = list(pool.map(ask, range(job["connections"])))
+    stages = {name: [value for part in parts for value in part[3][name]] for name in _KEPT}
+    fault = next((part[4] for part in parts if part[4]), "")
+    good, refused = sum(part[0] for part in parts), sum(part[1] for part in parts)
+    print(json.dumps((good, refused, [second for part in parts for second in part[2]], stages, fault)), flush=True)
+
+
+def _ask(port: int, requests: Requests, turn: int, begin: float, seconds: float) -> Found:
+    """Send one request after the other, from a while before `begin` until so many seconds after."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    good, refused, took = 0, 0, []
+    stages: dict[str, list[float]] = {name: [] for name in _KEPT}
+    fault = ""
+    try:
+        while (now := time.time()) < begin + seconds:
+            turn += 1
+            connection.request("POST", requests.path, requests.bodies[turn % len(requests.bodies)], requests.headers)
+            answer = connection.getresponse()
+            content, done = answer.read(), time.time()
+            if answer.status != 200:
+                refused, fault = refused + 1, fault or f"{answer.status} {content[:300]!r}"
+            elif begin <= done < begin + seconds:
+                good += 1
+                took.append(done - now)
+                for name in _KEPT:
+                    stages[name].append(float(answer.headers.get(name, "nan")))
+    except OSError as problem:
+        fault = fault or f"{type(problem).__name__}: {problem}"
+    finally:
+        connection.close()
+    return good, refused, took, stages, fault
+
+
+if __name__ == "__main__":
+    _work()
