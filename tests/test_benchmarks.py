@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import report
+from tests.benchmarks import gpu, gpu_raw, report
 from tests.benchmarks.result import Figure, at_least, at_most
 from tests.benchmarks.rounds import median_ratio, median_within, take_turns
 
@@ -74,3 +74,15 @@ def test_an_unknown_part_is_refused_with_those_there_are(capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         command.main(["tyni_model"])
     assert "there is no part tyni_model; the parts are tiny_model" in capsys.readouterr().err
+
+
+def test_options_of_a_gpu_that_cost_parity_are_not_the_best() -> None:
+    def line(name: str, rate: float, gap: float) -> list[dict[str, object]]:
+        lines = {f"{name}: start": {"gap": gap}, f"{name}: bound, 32": {"images/s": rate}}
+        return [{"precision": "fp16", "what": what, **found} for what, found in lines.items()]
+
+    assert gpu.best_options([]) == {}
+    slow, wrong = line("as served", 100.0, 0.001), line("nhwc", 900.0, 5.0)
+    assert gpu.best_options([*slow, *wrong]) == {}
+    assert gpu.best_options([*slow, *wrong, *line("heuristic", 120.0, 0.001)]) == gpu_raw.OPTIONS["heuristic"]
+    assert gpu.best_options([*slow, {"precision": "fp16", "what": "nhwc: start", "failed": "no such kernel"}]) == {}

@@ -93,6 +93,26 @@ async def test_bodies_of_requests_sent_ahead_arrive_whole(served: Served) -> Non
     assert [body.encode() for _, body in told(answers)] == [*bodies, b""]
 
 
+async def test_a_long_body_is_parsed_as_it_comes_and_what_follows_it_is_not_lost(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed, take = [], Connection._take
+
+    def counted(connection: Connection, data: bytes) -> None:
+        parsed.append(len(data))
+        take(connection, data)
+
+    monkeypatch.setattr(Connection, "_take", counted)
+    served.open.set()
+    length = 2**20
+    post = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (0, length) + b"a" * length
+    answers = await served.ask(post, *(GET % number for number in range(1, 2 * MOST_AHEAD)))
+    told = [json.loads(line) for line in answers.splitlines() if line.startswith(b"[")]
+    assert told[0] == ["/0", "a" * length]
+    assert [path for path, _ in told[1:]] == [*(f"/{number}" for number in range(1, 2 * MOST_AHEAD)), "/last"]
+    assert len(parsed) < length / 4096 / 2
+
+
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0"])
 @pytest.mark.parametrize(
     "body", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
