@@ -379,8 +379,6 @@ class DynamicBatcher(Generic[Item, Result]):
             entry = self._queue.popleft()
             if not entry.future.done():
                 batch.append(entry)
-            elif entry.future.cancelled():
-                self._metrics.rejected_images.labels("client_left").inc()
         return batch
 
     def _finish(
@@ -526,6 +524,9 @@ class Admission(Generic[Item, Result]):
                 await asyncio.sleep(0)
                 self._refuse_if_given_up()
             return [await self._made(part) if isinstance(part, Future) else part for part in parts]
+        except asyncio.CancelledError:
+            self._count_unanswered(ClientLeft.code)
+            raise
         finally:
             self._await_no_longer()
 
@@ -575,6 +576,9 @@ class Admission(Generic[Item, Result]):
         self._await_until(deadline, when_long)
         try:
             return [await entry.future for entry in entries]
+        except asyncio.CancelledError:
+            self._count_unanswered(ClientLeft.code)
+            raise
         finally:
             self._await_no_longer()
             self.cancel()
@@ -608,13 +612,17 @@ class Admission(Generic[Item, Result]):
             when_long()
 
     def _give_up(self, error: ServiceError) -> None:
-        open_entries = [entry for entry in self._entries if not entry.future.done()]
-        self._batcher._metrics.rejected_images.labels(error.code).inc(len(open_entries) + self._reserved)
-        self._batcher._answer_all(open_entries, error)
+        self._count_unanswered(error.code)
+        self._batcher._answer_all(self._entries, error)
         if self._reserved:
             self._error = error
             if self._waits_for is not None:
                 _end(self._waits_for)
+
+    def _count_unanswered(self, reason: str) -> None:
+        futures = [entry.future for entry in self._entries]
+        unanswered = sum(future.cancelled() or not future.done() for future in futures)
+        self._batcher._metrics.rejected_images.labels(reason).inc(self._reserved + unanswered)
 
     def _release(self) -> None:
         """Give the places back that were not used, those of work that cannot be dropped any more once it has ended."""

@@ -343,6 +343,21 @@ async def test_whoever_left_is_skipped(make: Make, echo: Echo, metrics: Metrics)
     assert total(metrics, "evenkeel_rejected_images_total", reason="client_left") == 1
 
 
+async def test_only_who_left_counts_as_having_left(make: Make, echo: Echo, metrics: Metrics) -> None:
+    batcher = make(max_batch_size=2, max_queue_size=50)
+    echo.poison = {0}
+    with pytest.raises(InferenceFailed):
+        await ask(batcher, *range(20))
+    assert await ask(batcher, 50) == ["item 50"]
+    assert total(metrics, "evenkeel_rejected_images_total", reason="client_left") == 0
+    echo.gate.clear()
+    for task in await ask_many(batcher, 51, 52, 53):
+        task.cancel()
+    echo.gate.set()
+    assert await ask(batcher, 54) == ["item 54"]
+    assert total(metrics, "evenkeel_rejected_images_total", reason="client_left") == 3
+
+
 async def test_closing_answers_what_was_admitted_and_admits_no_more(make: Make, echo: Echo) -> None:
     batcher = make()
     echo.gate.clear()
