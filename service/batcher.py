@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from itertools import chain
 from time import monotonic, perf_counter
@@ -54,6 +55,7 @@ class _Entry(Generic[Item, Result]):
     item: Item
     future: asyncio.Future[Result]
     since: float
+    context: Context  # the caller's, for what is logged of this item alone
     started: float = 0.0
     seconds: float = 0.0
 
@@ -265,7 +267,8 @@ class DynamicBatcher(Generic[Item, Result]):
     ) -> list[_Entry[Item, Result]]:
         if self._stopped:
             raise _stopped_first()
-        entries = [_Entry(item, loop.create_future(), now) for item in items]
+        context = copy_context()
+        entries = [_Entry(item, loop.create_future(), now, context) for item in items]
         self._queue.extend(entries)
         starts_soon = self._wakeup is not None and self._wakes_soon
         if starts_soon and len(self._queue) < self._max_batch_size:
@@ -413,10 +416,13 @@ class DynamicBatcher(Generic[Item, Result]):
         self._last_failure = now
         self._first_failure = now if self._first_failure is None else self._first_failure
         if len(batch) == 1 or not isinstance(error, InferenceFailed):
-            logger.error("a batch of %d failed: %r", len(batch), error.__cause__ or error)
+            whose = batch[0].context if len(batch) == 1 else Context()
+            whose.run(logger.error, "a batch of %d failed: %r", len(batch), error.__cause__ or error)
             self._answer_all(batch, error)
             return
-        logger.error("a batch of %d failed; its halves are run apart", len(batch), exc_info=error.__cause__)
+        Context().run(  # and not that of whoever happened to wake the batcher
+            logger.error, "a batch of %d failed; its halves are run apart", len(batch), exc_info=error.__cause__
+        )
         middle = len(batch) // 2
         self._halves.extendleft((batch[middle:], batch[:middle]))
 

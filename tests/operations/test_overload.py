@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +21,7 @@ IMAGES_RUN = "evenkeel_batch_size_sum"
 PACE, QUEUE, BATCH = 0.05, 40, 4
 """Of the fixture `slow`: seconds for each image, images that may wait, images in one run."""
 
-ANY, FAILS, HANGS = (request(picture(red // 10)) for red in (0, FAILING, HANGING))
+ANY, HANGS = (request(picture(red // 10)) for red in (0, HANGING))
 
 
 def statuses(answers: list[Answer]) -> dict[int, int]:
@@ -111,12 +112,17 @@ async def test_a_body_of_millions_of_values_is_refused_and_holds_nobody_up(slow:
 async def test_a_failing_picture_fails_alone(slow: Process) -> None:
     first = asyncio.create_task(send(slow.port, ANY))
     await asyncio.sleep(0.02)
-    answers = await asyncio.gather(send(slow.port, FAILS), *(send(slow.port, ANY) for _ in range(7)))
+    good = [request(picture(), headers={**PNG, "X-Request-ID": f"good-{number}"}) for number in range(7)]
+    bad = request(picture(FAILING // 10), headers={**PNG, "X-Request-ID": "bad"})
+    answers = await asyncio.gather(send(slow.port, bad), *(send(slow.port, data) for data in good))
     assert (await first).status == 200
     assert [answer.status for answer in answers] == [500] + [200] * 7
     assert answers[0].json["code"] == "inference_failed"
     assert b"memory" not in answers[0].body
-    assert "the device is out of memory" in slow.log.read_text()
+    log = slow.log.read_text()
+    assert "a batch of 1 failed: RuntimeError('the device is out of memory') [bad]" in log
+    assert re.search(r"a batch of [2-4] failed; its halves are run apart\n", log)  # it was nobody's alone
+    assert "[good-" not in log
 
 
 async def test_while_the_model_hangs_readiness_is_off_and_the_process_alive(slow: Process) -> None:
