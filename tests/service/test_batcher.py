@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.batcher import DynamicBatcher
+from service.batcher import DynamicBatcher, _Alarm
 from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
 
@@ -245,6 +245,29 @@ async def test_each_who_waits_has_a_deadline_of_its_own(make: Make, echo: Echo) 
     echo.gate.set()
     assert sorted(ends) == [0.05, 0.1, 0.2, 0.3]
     assert all(seconds <= end < seconds + 2 for seconds, end in ends.items())
+
+
+class Sleeper:
+    def __init__(self, due: float) -> None:
+        self.due, self.rang_at = due, 0.0
+
+    def ring(self, now: float) -> None:
+        self.rang_at = now
+
+
+async def test_the_more_wait_the_less_often_all_are_looked_at() -> None:
+    alarm, loop, begin = _Alarm(), asyncio.get_running_loop(), time.monotonic()
+    sleepers = [Sleeper(begin + 0.2 + number / 10_000) for number in range(2_000)]
+    for sleeper in [*sleepers, *(Sleeper(begin + 100) for _ in range(20_000))]:
+        alarm.set(sleeper, sleeper.due, loop)
+    await until(lambda: sleepers[-1].rang_at > 0)
+    assert all(sleeper.rang_at >= sleeper.due for sleeper in sleepers)
+    assert len({sleeper.rang_at for sleeper in sleepers}) < 40
+    for seconds in (0.05, 0.3):  # and who comes with a nearer deadline is not forgotten
+        late = Sleeper(time.monotonic() + seconds)
+        alarm.set(late, late.due, loop)
+        await until(lambda late=late: late.rang_at > 0)  # type: ignore[misc]
+        assert 0 <= late.rang_at - late.due < 2
 
 
 async def test_an_admission_tells_how_long_its_items_waited_and_ran(make: Make, echo: Echo) -> None:
