@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.head import FoldedHead, combine, unit
 from trainer.model import LongTailClassifier
@@ -72,43 +73,48 @@ class PixelNormalisation(nn.Module):
 class ServedBranches(nn.Module):
     """``trainer.head.folded_branches`` with a folded head as constants, in as few operations as it takes.
 
-    At small batches a runtime spends as long between operations as in them. All outputs are linear in the normalised
-    features f(x), so one product gives them all:
+    At small batches a runtime spends as long between operations as in them. With U the unit directions, each in its
+    slice's columns [K, D], the cosines are a linear layer of the normalised features too:
 
-        [factual | counterfactual | f(x_k) . unit(d_k)] = f(x) [W^T | U S | U] + [bias | 0 | 0]
-
-    with U the unit directions, each in its slice's rows [D, K], and S = ``direction_scores`` [K, C].
+        factual = f(x) W^T + bias,    f(x_k) . unit(d_k) = (f(x) U^T)_k,    counterfactual = f(x) U^T S
     """
 
-    joint: Tensor
+    weight: Tensor
     bias: Tensor
-    unit_direction: Tensor
+    directions: Tensor
+    scores: Tensor
 
     def __init__(self, head: FoldedHead) -> None:
         super().__init__()
-        (num_heads, classes), directions = head.direction_scores.shape, torch.block_diag(*head.unit_direction).T
-        self.sizes = [classes, classes, num_heads]
-        joint = torch.cat((head.class_weight.T, directions @ head.direction_scores, directions), dim=1)
-        bias = torch.zeros(joint.shape[1])
-        if head.bias is not None:
-            bias[:classes] = head.bias.detach()
-        self.register_buffer("joint", joint.detach())
-        self.register_buffer("bias", bias)
-        self.register_buffer("unit_direction", head.unit_direction.detach())
+        self.slices = tuple(head.unit_direction.shape)
+        self.register_buffer("weight", head.class_weight.detach())
+        self.register_buffer("bias", torch.zeros(len(self.weight)) if head.bias is None else head.bias.detach())
+        self.register_buffer("directions", torch.block_diag(*head.unit_direction).detach())
+        self.register_buffer("scores", head.direction_scores.T.detach().contiguous())
         self.gives_cosines = head.normalise is unit
-        self.normalise = _unit_unless_vanishing if self.gives_cosines else head.normalise
+        self.normalise = _unit if self.gives_cosines else head.normalise
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map features [N, D] to factual logits, counterfactual logits [N, C] and cosines [N, K]."""
-        slices = features.unflatten(-1, self.unit_direction.shape)
-        joint = torch.addmm(self.bias, self.normalise(slices).flatten(-2), self.joint)
-        factual, counterfactual, cosine = joint.split(self.sizes, dim=-1)
-        if not self.gives_cosines:
-            cosine = (_unit_unless_vanishing(slices) * self.unit_direction).sum(dim=-1)
-        return factual, counterfactual, cosine
+        slices = features.unflatten(-1, self.slices)
+        normalised = self.normalise(slices).flatten(-2)
+        along = _linear(normalised, self.directions)
+        cosine = along if self.gives_cosines else _linear(_unit(slices).flatten(-2), self.directions)
+        return functional.linear(normalised, self.weight, self.bias), _linear(along, self.scores), cosine
 
 
-def _unit_unless_vanishing(vector: Tensor) -> Tensor:
-    """Scale as ``trainer.head.unit`` does, in a third of the operations; what is shorter than 1e-12 goes to zero."""
-    scaled: Tensor = vector / torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp_min(1e-12)
-    return scaled
+def _linear(rows: Tensor, weight: Tensor) -> Tensor:
+    """Multiply by the transposed weight, exported as Gemm; without a bias it would become the slower MatMul."""
+    return functional.linear(rows, weight, torch.zeros_like(weight[:, 0]))
+
+
+def _unit(vector: Tensor) -> Tensor:
+    """Scale as ``trainer.head.unit`` does; exported as the one operation that it is, in place of four.
+
+    ONNX Runtime gives zeros for zeros. An old one, whose CUDA provider lacks it, runs it on the CPU.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return unit(vector)
+    return torch.onnx.ops.symbolic(
+        "LpNormalization", (vector,), {"axis": -1, "p": 2}, dtype=vector.dtype, shape=vector.shape
+    )

@@ -1,7 +1,9 @@
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from trainer.checkpoint import finished_checkpoint
 from trainer.classifiers import CLASSIFIERS, Classifier, create_classifier
 from trainer.config import HeadConfig
 from trainer.data import Splits
-from trainer.export import export_run
+from trainer.export import OPSET, export_run
 from trainer.graph import ServedBranches
 from trainer.head import folded_branches
 from trainer.runs import read_evaluation, train_run
@@ -78,6 +80,24 @@ def test_the_served_graph_gives_the_same_branches_and_nothing_for_a_slice_of_zer
     served = ServedBranches(classifier.fold()).double()
     for ours, expected in zip(served(features), folded_branches(features, classifier.fold()), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "products", "reshapes"), [("deconfounded", 3, 2), ("linear", 4, 3)])
+def test_exported_they_are_few_operations_and_give_nothing_for_a_slice_of_zeros(
+    name: str, products: int, reshapes: int
+) -> None:
+    classifier, features = make(name, 3).float(), torch.randn(7, 12)
+    features[0], features[1, :4] = 0, 0
+    served, rows = ServedBranches(classifier.fold()).eval(), {0: torch.export.Dim("n")}
+    program = torch.onnx.export(served, (features,), dynamo=True, opset_version=OPSET, dynamic_shapes=(rows,))
+    assert program is not None
+    operations = Counter(node.op_type for node in program.model_proto.graph.node)
+    assert operations == {"Gemm": products, "LpNormalization": 1, "Reshape": reshapes}
+    session = ort.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for part in (features, features[:1]):
+        found = session.run(None, {session.get_inputs()[0].name: part.numpy()})
+        for ours, expected in zip(found, folded_branches(part, classifier.fold()), strict=True):
+            np.testing.assert_allclose(ours, expected.detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
