@@ -87,7 +87,8 @@ def measure(workplace: Workplace, plan: Plan, results: Path) -> list[Figure]:
     raw = _raw_rate(_read(lines), options)
     _say(f"the best options of the provider: {options}; raw {raw:,.0f} images/s")
     figures += _part("one run at a time", lambda: _one_at_a_time(heavy, plan, workplace, options, raw))
-    figures += _part("processes", lambda: _processes(heavy, plan, workplace, options, raw))
+    figures += _part("batches", lambda: _batches(heavy, plan, workplace, options, raw))
+    figures += _part("single JPEGs", lambda: _jpegs(heavy, plan, workplace, options, raw))
     figures += _part("parity and sizes", lambda: _parity(heavy, plan))
     figures += _part("a small model", lambda: _small(small, plan))
     figures += _part("raw fp32", lambda: _raw(heavy, "fp32", plan, lines))
@@ -158,31 +159,31 @@ def _one_at_a_time(
     return [start, _over_http("binary batches, one run at a time, 4 clients", found, raw, None)]
 
 
-def _processes(
-    bundle: Bundle, plan: Plan, workplace: Workplace, options: Mapping[str, str], raw: float
-) -> list[Figure]:
-    """Ask ever more processes of the service, all of which run from the beginning."""
+def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, options: Mapping[str, str], raw: float) -> list[Figure]:
+    """Send batched requests to one process of the service, then to two."""
+    figures = []
+    with _services(bundle, 2, plan, workplace, options) as servers:
+        ports = [server.port for server in servers]
+        for count, clients in ((1, 4), (1, 3), (1, 6), (2, 8)):
+            found = load(ports[:count], _tensors(bundle), processes=clients, connections=clients, seconds=plan.seconds)
+            what = f"binary batches, {count} process{'es' * (count > 1)}, {clients} clients"
+            figures.append(_over_http(what, found, raw, at_least(0.9) if (count, clients) == (1, 4) else None))
+        _say(_busy(servers[0]))
+    return figures
+
+
+def _jpegs(bundle: Bundle, plan: Plan, workplace: Workplace, options: Mapping[str, str], raw: float) -> list[Figure]:
+    """Send single pictures to ever more processes of the service, all of which run from the beginning."""
     pictures = [file.read_bytes() for file in jpegs(workplace.place("pictures")).files]
     single = Requests("/predict", pictures, {"Content-Type": "image/jpeg"})
-    figures = []
     with _services(bundle, max(plan.processes), plan, workplace, options) as servers:
         slowest = max(server.seconds_to_ready for server in servers)
-        figures.append(Figure(PART, f"{len(servers)} processes at once, start to ready", slowest, "s"))
+        figures = [Figure(PART, f"{len(servers)} processes at once, start to ready", slowest, "s")]
         ports = [server.port for server in servers]
-        for count, clients in ((1, 3), (1, 4), (1, 6), (2, 8)):
-            if count <= len(ports):
-                found = load(
-                    ports[:count], _tensors(bundle), processes=clients, connections=clients, seconds=plan.seconds
-                )
-                what = f"binary batches, {count} process{'es' * (count > 1)}, {clients} clients"
-                figures.append(_over_http(what, found, raw, at_least(0.9) if (count, clients) == (1, 4) else None))
-        _say(_busy(servers[0]))
         for count in plan.processes:
-            connections = CONNECTIONS_EACH * count
-            found = load(
-                ports[:count], single, processes=CLIENTS, connections=min(connections, 512), seconds=plan.seconds
-            )
-            figures.append(_over_http(f"single JPEGs, {count} processes", found, raw, None))
+            connections = min(CONNECTIONS_EACH * count, 512)
+            found = load(ports[:count], single, processes=CLIENTS, connections=connections, seconds=plan.seconds)
+            figures.append(_over_http(f"single JPEGs, {count} process{'es' * (count > 1)}", found, raw, None))
         _say(_busy(servers[0]))
     return figures
 
@@ -191,6 +192,7 @@ def _over_http(what: str, found: Rate, raw: float, goal: Goal | None) -> Figure:
     stages = ", ".join(f"{name.removesuffix('-time')} {value:.1f}" for name, value in found.stages.items())
     note = f"{found.images:,.0f} of {raw:,.0f} images/s; request {found.p50 * 1e3:.1f} ms, p99 {found.p99 * 1e3:.1f}; "
     note += f"by stage, ms: {stages}" + (f"; {found.refused} refused, {found.fault}" if found.fault else "")
+    _say(f"{what}: {note}")  # at once: what comes later may not end
     return Figure(PART, f"{what} / raw", found.images / raw if raw else None, goal=goal, note=note)
 
 

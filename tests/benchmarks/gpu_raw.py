@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     "nhwc heuristic": {"prefer_nhwc": "1", "cudnn_conv_algo_search": "HEURISTIC"},
 }
 """What of the CUDA provider's options is compared."""
+_WHOLLY = ("as served", "nhwc")
+"""With which all ways are compared."""
 
 Once = Callable[[], object]
 
@@ -181,7 +184,8 @@ class Book:
 
 def measure(bundle: Bundle, book: Book, precision: str, provider: Provider, seconds: float) -> None:
     """Compare the options, then the ways with those of the service, then CUDA graphs."""
-    for name, options in OPTIONS.items():
+    compared = {name: OPTIONS[name] for name in OPTIONS if precision == "fp16" or name in _WHOLLY}
+    for name, options in compared.items():
         raw: Raw | None = None
 
         def opened(options: Mapping[str, str] = options) -> dict[str, Any]:
@@ -194,11 +198,12 @@ def measure(bundle: Bundle, book: Book, precision: str, provider: Provider, seco
 
         book.note(f"{name}: start", opened)
         if raw is not None:
-            _ways(raw, book, name, seconds, everything=name in {"as served", "nhwc"})
+            _ways(raw, book, name, seconds, everything=precision == "fp16" and name in _WHOLLY)
             del raw
-    for name, options in OPTIONS.items():
-        if name in {"as served", "nhwc"} and provider == "cuda":
-            book.note(f"{name}: cuda graph, copied, {BATCH}", lambda o=options: _graph(bundle, precision, o, seconds))
+    for name in _WHOLLY:
+        if provider == "cuda":
+            graph = partial(_graph, bundle, precision, OPTIONS[name], seconds)
+            book.note(f"{name}: cuda graph, copied, {BATCH}", graph)
 
 
 def _ways(raw: Raw, book: Book, name: str, seconds: float, *, everything: bool) -> None:
@@ -208,6 +213,7 @@ def _ways(raw: Raw, book: Book, name: str, seconds: float, *, everything: bool) 
     book.note(f"{name}: on device, {BATCH}", images(raw.on_device, BATCH))
     book.note(f"{name}: bound, {BATCH}", images(raw.bound, BATCH))
     if not everything:
+        book.note(f"{name}: on device, {LARGER[-1]}", images(raw.on_device, LARGER[-1]))
         return
     book.note(f"{name}: feeds, {BATCH}", images(raw.feeds, BATCH))
     book.note(f"{name}: copied, {BATCH}", images(raw.copied, BATCH))
