@@ -471,13 +471,6 @@ def _stopped_first() -> ShuttingDown:
     return ShuttingDown("The service shut down before this image's turn.", remedy="Send it again.", retry_after=1)
 
 
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded(
-        "The answer did not come within the time allowed.",
-        remedy="Try again when it is calmer, or with fewer images in a request.",
-    )
-
-
 class Admission(Generic[Item, Result]):
     """Places in the queue that a caller holds, from before it prepares its items until they are answered."""
 
@@ -581,7 +574,7 @@ class Admission(Generic[Item, Result]):
         batcher, loop, now = self._batcher, asyncio.get_running_loop(), monotonic()
         if deadline <= now:
             batcher._metrics.rejected_images.labels(DeadlineExceeded.code).inc(len(items))
-            raise _too_late()
+            raise DeadlineExceeded()
         batcher._reserved -= self._reserved
         self._reserved = 0
         self._entries = entries = batcher._enqueue(items, loop, now)
@@ -619,7 +612,7 @@ class Admission(Generic[Item, Result]):
         """Give up, if it is too late; else the wait has become a long one."""
         when_long, self._when_long = self._when_long, None
         if self._deadline <= now:
-            self._give_up(_too_late())
+            self._give_up(DeadlineExceeded())
             return
         self._batcher._alarm.set(self, self._deadline, asyncio.get_running_loop())
         if when_long:

@@ -248,6 +248,12 @@ class DeadlineExceeded(ServiceError):
 
     code = "deadline_exceeded"
 
+    def __init__(self) -> None:
+        super().__init__(
+            "The answer did not come within the time allowed.",
+            remedy="Try again when it is calmer, or with fewer images in a request.",
+        )
+
 
 class ClientLeft(ServiceError):
     """Nobody waits for the answer any more. No client sees this; logs and metrics do."""

@@ -32,7 +32,7 @@ async def detect(request: Request, service: Service, by: DetectionPredictor) -> 
     begin = perf_counter()
     deadline = monotonic() + patience(request, service.settings)
     caller = caller_of(request, service)
-    query = await read_query(request, DetectionRules(rules_for(caller, service), by.detection))
+    query = await read_query(request, DetectionRules(rules_for(caller, service), by.detection), deadline)
     with service.batcher.admit(len(query.images)) as admission:
         take(caller, len(query.images), service)
         decoding = perf_counter()

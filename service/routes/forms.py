@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncGenerator, Sequence
+from time import monotonic
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -23,6 +24,7 @@ from service.errors import (
     BodyTooLarge,
     BodyTooSlow,
     ClientLeft,
+    DeadlineExceeded,
     InvalidBody,
     InvalidParameter,
     UnsupportedMediaType,
@@ -42,11 +44,17 @@ _MOST_VALUES: Final = 4 * MOST_IMAGES
 _NO_OPTIONS: Final = Options()
 
 
-async def read_query(request: Request, rules: RequestRules[Query]) -> Query:
+async def read_query(request: Request, rules: RequestRules[Query], deadline: float) -> Query:
     """Read and check a whole prediction request.
 
+    Args:
+        request: whose body it is.
+        rules: what it may ask.
+        deadline: the moment, by `time.monotonic`, after which a form is read no further.
+
     Raises:
-        UnsupportedMediaType, BodyTooLarge, BodyTooSlow, InvalidBody, InvalidParameter, TooManyImages, ClientLeft
+        UnsupportedMediaType, BodyTooLarge, BodyTooSlow, InvalidBody, InvalidParameter, TooManyImages, ClientLeft,
+        DeadlineExceeded
     """
     raw_options = request.scope["query_string"]
     content_type = request.headers.get("content-type", "")
@@ -57,7 +65,7 @@ async def read_query(request: Request, rules: RequestRules[Query]) -> Query:
     if media_type in RAW_TYPES:
         return rules.query([(await read_body(request, rules.settings), "body")], options)
     if media_type == "multipart/form-data":
-        return await _multipart(request, await read_body(request, rules.settings), options, rules)
+        return await _multipart(request, await read_body(request, rules.settings), options, rules, deadline)
     if media_type == "application/json":
         body = await read_body(request, rules.settings)
         is_long = len(body) > _SLICE
@@ -246,11 +254,18 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 1 << 62
 
 
-async def _multipart(request: Request, body: bytes, options: Options, rules: RequestRules[Query]) -> Query:
+async def _multipart(
+    request: Request, body: bytes, options: Options, rules: RequestRules[Query], deadline: float
+) -> Query:
     async def stream() -> AsyncGenerator[bytes, None]:
-        for start in range(0, len(body), _SLICE):
-            yield body[start : start + _SLICE]
+        yield body[:_SLICE]
+        for start in range(_SLICE, len(body), _SLICE):
             await asyncio.sleep(0)  # some bytes take the parser a thousand times as long as others
+            if deadline <= monotonic():
+                raise DeadlineExceeded
+            if await request.is_disconnected():
+                raise ClientLeft("The client closed the connection while its form was read.")
+            yield body[start : start + _SLICE]
 
     try:
         form = await _InMemoryParser(request.headers, stream(), max_fields=100, max_part_size=1024).parse()

@@ -57,7 +57,7 @@ async def predict(request: Request) -> Response:
     deadline = monotonic() + patience(request, service.settings)
     caller = caller_of(request, service)
     rules = rules_for(caller, service)
-    query = await read_query(request, rules)
+    query = await read_query(request, rules, deadline)
     explain = explainer(service) if query.explain else None
     with service.batcher.admit(len(query.images)) as admission:
         take(caller, len(query.images), service)

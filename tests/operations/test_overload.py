@@ -91,6 +91,18 @@ async def test_what_has_expired_or_was_abandoned_is_decoded_no_further(slow: Pro
         assert processor_seconds(slow) - begin < 16 * one
 
 
+async def test_a_form_that_takes_long_to_read_is_read_no_further_once_nobody_waits(slow: Process) -> None:
+    begin, data = processor_seconds(slow), form_of(b"\r\n--xy" * 3_300_000, timeout=0.5)  # takes some ten seconds
+    answer = await send(slow.port, data)
+    assert (answer.status, answer.json["code"]) == (504, "deadline_exceeded")
+    assert processor_seconds(slow) - begin < 3
+    await leave(slow.port, form_of(b"\r\n--xy" * 3_300_000, timeout=10), after=1)
+    await asyncio.sleep(0.5)
+    begin = processor_seconds(slow)
+    await asyncio.sleep(0.5)
+    assert processor_seconds(slow) - begin < 0.25
+
+
 INFER = '/v2/models/tiny/infer {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 3], "data": %s}]}'
 
 
