@@ -3,7 +3,9 @@
 Most of what reading a small PNG costs is the reader, not the pixels. A PNG of 8-bit RGB, not interlaced, with nothing
 but its pixels and some chunks that cannot change them, goes to kornia-rs, which decodes it in one call (by the crate
 png, in Rust). Whatever is unusual or broken is left to Pillow's reader, which decides and words the refusal; only what
-lies behind the last pixel within their data, the checksum there too, counts for nothing here: each chunk has its own.
+lies behind the last pixel within their data counts for nothing here, be it wrong, too much or cut off, the checksum
+there too: each chunk has its own. In larger pictures Pillow lets the same pass but a wrong checksum; to find that here,
+all would have to be unpacked twice, which takes a tenth of a whole request or more.
 
 Where Pillow is lenient without saying so, PNGs are held against their header here: `lacks_pixels`.
 
