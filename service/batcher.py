@@ -619,6 +619,8 @@ class Admission(Generic[Item, Result]):
             when_long()
 
     def _give_up(self, error: ServiceError) -> None:
+        if self._error is not None:
+            return
         self._count_unanswered(error.code)
         self._batcher._answer_all(self._entries, error)
         if self._reserved:
