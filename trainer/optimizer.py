@@ -34,9 +34,14 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
         [0.5, 1.0]
     """
     groups = _groups(config, model)
+    fused = True if next(model.parameters()).device.type == "cuda" else None  # a step in a kernel or two, not a dozen
     if config.name == "adamw":
         return torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=(config.momentum, 0.999), weight_decay=config.weight_decay
+            groups,
+            lr=config.learning_rate,
+            betas=(config.momentum, 0.999),
+            weight_decay=config.weight_decay,
+            fused=fused,
         )
     return torch.optim.SGD(
         groups,
@@ -44,6 +49,7 @@ def create_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.O
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        fused=fused,
     )
 
 
