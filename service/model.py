@@ -1,7 +1,7 @@
 """OnnxModel: the bundle's model in ONNX Runtime, on the provider that was asked for, warm and checked, or not at all.
 
 It knows nothing of queues or HTTP, and nothing of knobs beyond the parity check: `branches` gives both branch
-logits, from which any alpha follows.
+logits, from which any alpha follows. So the graph's own logits are not run.
 """
 
 import logging
@@ -12,16 +12,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import PARITY_TOLERANCE, Bundle, BundleError, Manifest
+from service.bundle import PARITY_TOLERANCE, Bundle, BundleError, Manifest, Parity
 from service.scoring import Branches
 from service.session import Asked, OnnxSession, Provider
 
 logger = logging.getLogger(__name__)
 
-_INPUTS = {"image", "alpha", "prior_strength"}
+_KNOBS = ("alpha", "prior_strength")
 _BRANCHES = ("factual_logits", "counterfactual_logits", "confounder_cosine")
-_CHECKED = ("logits", *_BRANCHES)
 _FEATURE_MAP = "feature_map"
+OUTPUTS = (*_BRANCHES, _FEATURE_MAP)
+"""What is asked of a model file; its logits follow from the branches."""
 
 
 class Served(Protocol):
@@ -78,7 +79,7 @@ class OnnxModel:
     ) -> None:
         self.manifest = bundle.manifest
         begin = perf_counter()
-        self._session = OnnxSession(bundle, provider, threads)
+        self._session = OnnxSession(bundle, provider, threads, OUTPUTS)
         self.provider, self.precision = self._session.provider, self._session.precision
         self._batch_sizes = _batch_sizes(self.provider, max_batch_size)
         self._check_contract()
@@ -101,28 +102,25 @@ class OnnxModel:
         *branches, feature_map = self._run((*_BRANCHES, _FEATURE_MAP), images)
         return Branches(*branches), feature_map
 
-    def _run(
-        self, outputs: tuple[str, ...], images: NDArray[np.uint8], knobs: NDArray[np.float32] | None = None
-    ) -> list[NDArray[Any]]:
+    def _run(self, outputs: tuple[str, ...], images: NDArray[np.uint8]) -> list[NDArray[Any]]:
         count = len(images)
         size = count
         if self.provider == "cuda":
             size = next(size for size in self._batch_sizes if size >= count)
         if size > count:
             images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
-        alpha = strength = np.zeros(size, np.float32)
-        if knobs is not None:
-            alpha, strength = (np.pad(knob, (0, size - count)) for knob in knobs)
-        image = np.ascontiguousarray(images)
-        inputs: dict[str, NDArray[Any]] = {"image": image, "alpha": alpha, "prior_strength": strength}
+        inputs: dict[str, NDArray[Any]] = {"image": np.ascontiguousarray(images)}
+        for name in self._knobs:
+            inputs[name] = np.zeros(size, np.float32)
         found = self._session.run(outputs, inputs)
         return found if size == count else [output[:count] for output in found]
 
     def _check_contract(self) -> None:
-        self._session.refuse_without(_INPUTS, set(_CHECKED))
+        self._session.refuse_without({"image"}, set(_BRANCHES))
         outputs, path = self._session.outputs, self._session.path
+        self._knobs = [name for name in _KNOBS if name in self._session.inputs]  # some graphs count a knob's rows
         self.feature_map_shape = _shape_of_one(outputs[_FEATURE_MAP].shape) if _FEATURE_MAP in outputs else None
-        classes = outputs["logits"].shape[-1]
+        classes = outputs["factual_logits"].shape[-1]
         if isinstance(classes, int) and classes != len(self.manifest.classes):
             raise BundleError(
                 f"{path} has {classes} classes and the manifest {len(self.manifest.classes)}; export the bundle again"
@@ -135,15 +133,20 @@ class OnnxModel:
 
     def _check_parity(self, bundle: Bundle) -> None:
         parity = bundle.parity()
-        knobs = np.stack([parity.alpha, parity.prior_strength])
-        parts = [
-            self._run(_CHECKED, parity.images[rows], knobs[:, rows])
-            for rows in _slices(len(parity.images), self._batch_sizes[-1])
-        ]
-        outputs = {
-            name: np.concatenate(arrays) for name, arrays in zip(_CHECKED, zip(*parts, strict=True), strict=True)
-        }
-        self._session.refuse_gaps(parity.gaps(outputs), PARITY_TOLERANCE[self.precision])
+        parts = [self.branches(parity.images[rows]) for rows in _slices(len(parity.images), self._batch_sizes[-1])]
+        branches = Branches(*map(np.concatenate, zip(*parts, strict=True)))
+        logits = _logits(branches, parity, self.manifest.log_class_share())
+        gaps = parity.gaps({**branches._asdict(), "logits": logits})
+        self._session.refuse_gaps(gaps, PARITY_TOLERANCE[self.precision])
+
+
+def _logits(branches: Branches, parity: Parity, log_class_share: NDArray[np.float64]) -> NDArray[Any]:
+    """Apply the samples' knobs, as they are applied to every answer; none where the branches have another shape."""
+    factual, counterfactual, _ = branches
+    if not factual.shape == counterfactual.shape == parity.logits.shape:
+        return factual[:0]
+    logits: NDArray[Any] = factual - parity.alpha[:, None] * counterfactual
+    return logits - parity.prior_strength[:, None] * log_class_share
 
 
 def _batch_sizes(provider: Provider, largest: int) -> list[int]:

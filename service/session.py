@@ -6,6 +6,7 @@ It knows nothing of what the model is for.
 import ctypes
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.bundle import Bundle, BundleError, Precision
 from service.cores import available_cores
+from service.onnx_file import reduced
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +44,17 @@ class OnnxSession:
         bundle: a verified bundle.
         asked: `cuda` refuses to start without it; `auto` takes it where it runs, and says so in the log.
         threads: threads within an operator; None: the cores that this process may really use.
+        outputs: those that will be asked for; nothing that leads to others alone is run. None: all.
 
     Raises:
         ProviderUnavailable: CUDA was asked for and does not run.
         BundleError: the file is no model.
     """
 
-    def __init__(self, bundle: Bundle, asked: Asked, threads: int | None) -> None:
-        self.provider, self.precision, self.path, self._session = _start(bundle, asked, threads or available_cores())
+    def __init__(self, bundle: Bundle, asked: Asked, threads: int | None, outputs: Sequence[str] | None = None) -> None:
+        self.provider, self.precision, self.path, self._session = _start(
+            bundle, asked, threads or available_cores(), outputs
+        )
         self.inputs = {value.name: value for value in self._session.get_inputs()}
         self.outputs = {value.name: value for value in self._session.get_outputs()}
 
@@ -92,19 +97,19 @@ class OnnxSession:
 
 
 def _start(
-    bundle: Bundle, asked: Asked, threads: int
+    bundle: Bundle, asked: Asked, threads: int, outputs: Sequence[str] | None
 ) -> tuple[Provider, Precision, Path, onnxruntime.InferenceSession]:
     provider = _choose(asked)
     precision: Precision = "fp16" if provider == "cuda" and bundle.model_path("fp16") else "fp32"
     path = bundle.model_path(precision)
     assert path is not None, "every bundle has an fp32 model"
     try:
-        return provider, precision, path, _open(path, provider, threads)
+        return provider, precision, path, _open(path, provider, threads, outputs)
     except ProviderUnavailable as problem:
         if asked != "auto":
             raise
         logger.warning("provider auto: the model runs on the CPU, since %s", problem)
-        return _start(bundle, "cpu", threads)
+        return _start(bundle, "cpu", threads, outputs)
 
 
 def _choose(provider: Asked) -> Provider:
@@ -136,7 +141,7 @@ def _cuda_problem() -> str | None:
     return None
 
 
-def _open(path: Path, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+def _open(path: Path, provider: Provider, threads: int, outputs: Sequence[str] | None) -> onnxruntime.InferenceSession:
     onnxruntime.disable_telemetry_events()  # some builds report to their makers; a service tells nobody of itself
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -148,7 +153,8 @@ def _open(path: Path, provider: Provider, threads: int) -> onnxruntime.Inference
         onnxruntime.preload_dlls()
         chosen = [(EXECUTION_PROVIDERS["cuda"], dict(CUDA_OPTIONS))]
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=chosen)
+        with nullcontext(path) if outputs is None else reduced(path, outputs) as file:
+            session = onnxruntime.InferenceSession(file, options, providers=chosen)
     except Exception as error:  # ONNX Runtime's own errors have no common base
         raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {error}; export the bundle again") from error
     if session.get_providers()[0] != EXECUTION_PROVIDERS[provider]:
