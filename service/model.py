@@ -5,7 +5,7 @@ logits, from which any alpha follows. So the graph's own logits are not run.
 """
 
 import logging
-from collections.abc import Iterator
+from math import ceil
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.bundle import PARITY_TOLERANCE, Bundle, BundleError, Manifest, Parity
 from service.scoring import Branches
-from service.session import Asked, OnnxSession, Provider
+from service.session import Asked, OnnxSession
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Model(Served, Protocol):
 
 
 class OnnxModel:
-    """A classifier in one session on one device.
+    """A classifier on one device.
 
     Args:
         bundle: a verified bundle.
@@ -79,9 +79,10 @@ class OnnxModel:
     ) -> None:
         self.manifest = bundle.manifest
         begin = perf_counter()
-        self._session = OnnxSession(bundle, provider, threads, OUTPUTS)
+        sizes = _cuda_sizes(max_batch_size)
+        self._session = OnnxSession(bundle, provider, threads, OUTPUTS, sizes)
         self.provider, self.precision = self._session.provider, self._session.precision
-        self._batch_sizes = _batch_sizes(self.provider, max_batch_size)
+        self._batch_sizes = sizes if self.provider == "cuda" else sorted({1, max_batch_size})
         self._check_contract()
         loaded = perf_counter()
         self._warm_up()
@@ -132,12 +133,21 @@ class OnnxModel:
             self.branches(np.zeros((size, spec.height, spec.width, 3), np.uint8))
 
     def _check_parity(self, bundle: Bundle) -> None:
-        parity = bundle.parity()
-        parts = [self.branches(parity.images[rows]) for rows in _slices(len(parity.images), self._batch_sizes[-1])]
-        branches = Branches(*map(np.concatenate, zip(*parts, strict=True)))
-        logits = _logits(branches, parity, self.manifest.log_class_share())
-        gaps = parity.gaps({**branches._asdict(), "logits": logits})
-        self._session.refuse_gaps(gaps, PARITY_TOLERANCE[self.precision])
+        """Check every size on CUDA, each of which has kernels of its own, and the CPU once."""
+        parity, log_class_share = bundle.parity(), self.manifest.log_class_share()
+        once = min(self._batch_sizes[-1], len(parity.images))
+        for size in self._batch_sizes if self.provider == "cuda" else [once]:
+            branches = self._branches_in_batches(parity.images, size)
+            logits = _logits(branches, parity, log_class_share)
+            gaps = parity.gaps({**branches._asdict(), "logits": logits})
+            self._session.refuse_gaps(gaps, PARITY_TOLERANCE[self.precision])
+
+    def _branches_in_batches(self, images: NDArray[np.uint8], size: int) -> Branches:
+        """Return the branches of N pictures, run in full batches of this size: the last begins again at the first."""
+        count = len(images)
+        rows = np.arange(ceil(count / size) * size).reshape(-1, size) % count
+        parts = [self.branches(images[batch]) for batch in rows]
+        return Branches(*(np.concatenate(part)[:count] for part in zip(*parts, strict=True)))
 
 
 def _logits(branches: Branches, parity: Parity, log_class_share: NDArray[np.float64]) -> NDArray[Any]:
@@ -149,20 +159,11 @@ def _logits(branches: Branches, parity: Parity, log_class_share: NDArray[np.floa
     return logits - parity.prior_strength[:, None] * log_class_share
 
 
-def _batch_sizes(provider: Provider, largest: int) -> list[int]:
-    """Return the batch sizes that are warmed up; on CUDA every batch is padded to one of them.
-
-    A new size costs CUDA a search for the best kernels, and the CPU nothing but the padding.
-    """
-    if provider == "cpu":
-        return sorted({1, largest})
+def _cuda_sizes(largest: int) -> list[int]:
+    """Return the sizes that a batch is padded to on CUDA, each of which costs a session; the CPU takes any size."""
     powers = [1 << exponent for exponent in range(largest.bit_length())]
     return sorted({*powers, largest})
 
 
 def _shape_of_one(shape: list[int | str | None]) -> tuple[int, ...]:
     return tuple(length if isinstance(length, int) else -1 for length in shape[1:])
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))

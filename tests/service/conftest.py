@@ -16,6 +16,7 @@ from service.bundle import (
     TdeSpec,
     write_bundle,
 )
+from tests.service.fake_cuda import SessionOnTheCpu, sessions_on_cuda
 
 CLASSES = 5
 HEADS = 2
@@ -71,3 +72,9 @@ def edit_manifest() -> Callable[[Bundle, Callable[[dict[str, Any]], None]], None
         path.write_text(json.dumps(content))
 
     return edit
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> list[SessionOnTheCpu]:
+    """What seems to be a GPU: the sessions that are opened there, as they are opened."""
+    return sessions_on_cuda(monkeypatch)

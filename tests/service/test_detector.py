@@ -11,6 +11,7 @@ from service.detector import OnnxDetector
 from service.loading import load_bundle
 from service.model import OnnxModel
 from service.settings import Settings
+from tests.service.fake_cuda import SessionOnTheCpu
 from tests.service.tiny_detector import (
     DETECTION,
     HEIGHT,
@@ -32,6 +33,12 @@ def test_detections_equal_the_reference(tmp_path: Path, alpha: float, size: tupl
     assert found["count"] == expected["count"] > 0
     for name, actual in found.items():
         np.testing.assert_allclose(actual, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_on_cuda_a_detector_has_one_session_for_its_one_picture(tmp_path: Path, cuda: list[SessionOnTheCpu]) -> None:
+    parity = tiny_detection_parity()
+    OnnxDetector(write_detection_bundle(tmp_path / "tiny", parity=parity), provider="cuda")
+    assert [session.sizes for session in cuda] == [[1] * (1 + len(parity.images))]  # warmed, then checked
 
 
 def test_a_bundles_task_chooses_what_loads_it(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from service.bundle import Bundle, BundleError, Parity
 from service.model import OnnxModel
 from service.session import ProviderUnavailable
+from tests.service.fake_cuda import SessionOnTheCpu
 from tests.service.tiny_model import reference, tiny_parity, write_tiny_bundle
 
 
@@ -86,6 +89,53 @@ def test_auto_takes_the_cpu_where_cuda_fails_and_says_so(
     fallen_back(monkeypatch)
     assert OnnxModel(bundle, provider="auto").provider == "cpu"
     assert "provider auto: the model runs on the CPU" in caplog.text
+
+
+def test_on_cuda_a_session_never_sees_a_batch_of_another_size(bundle: Bundle, cuda: list[SessionOnTheCpu]) -> None:
+    model = OnnxModel(bundle, provider="cuda", max_batch_size=6)
+    warm = [session.sizes for session in cuda]
+    assert [set(sizes) for sizes in warm] == [{1}, {2}, {4}, {6}]
+    samples = len(bundle.parity().images)
+    assert [len(sizes) for sizes in warm] == [1 + -(-samples // size) for size in (1, 2, 4, 6)]  # warmed, then checked
+
+    for session in cuda:
+        session.sizes.clear()
+    for count in (3, 1, 6, 5, 2):
+        images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+        expected = reference(images, np.zeros(count), np.zeros(count))
+        for name, actual in model.branches(images)._asdict().items():
+            np.testing.assert_allclose(actual, expected[name], rtol=1e-4, atol=1e-4)
+    assert [session.sizes for session in cuda] == [[1], [2], [4], [6, 6]]
+
+
+def test_a_model_on_cuda_leaves_no_session_behind(bundle: Bundle, cuda: list[SessionOnTheCpu]) -> None:
+    model = OnnxModel(bundle, provider="cuda", max_batch_size=2)
+    known = [weakref.ref(session) for session in cuda]
+    assert len(known) == 2
+    cuda.clear()
+    del model
+    gc.collect()
+    assert not any(reference() for reference in known)
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 4])
+def test_on_cuda_each_size_is_checked_for_parity(
+    bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    real = onnxruntime.IOBinding.copy_outputs_to_cpu
+
+    def copied(binding: onnxruntime.IOBinding) -> list[Any]:
+        outputs = real(binding)
+        return [output + np.float32(0.1) if len(output) == wrong else output for output in outputs]
+
+    monkeypatch.setattr(onnxruntime.IOBinding, "copy_outputs_to_cpu", copied)
+    with pytest.raises(BundleError, match="on cuda differs from the trained model"):
+        OnnxModel(bundle, provider="cuda", max_batch_size=4)
+
+
+def test_the_cpu_has_one_session(bundle: Bundle, cuda: list[SessionOnTheCpu]) -> None:
+    OnnxModel(bundle, provider="cpu", max_batch_size=4)
+    assert len(cuda) == 1
 
 
 def fallen_back(monkeypatch: pytest.MonkeyPatch) -> None:
