@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import gpu, gpu_raw, report
+from tests.benchmarks import gpu, report
 from tests.benchmarks.result import Figure, at_least, at_most
 from tests.benchmarks.rounds import median_ratio, median_within, take_turns
 
@@ -76,13 +76,39 @@ def test_an_unknown_part_is_refused_with_those_there_are(capsys: pytest.CaptureF
     assert "there is no part tyni_model; the parts are tiny_model" in capsys.readouterr().err
 
 
-def test_options_of_a_gpu_that_cost_parity_are_not_the_best() -> None:
-    def line(name: str, rate: float, gap: float) -> list[dict[str, object]]:
-        lines = {f"{name}: start": {"gap": gap}, f"{name}: bound, 32": {"images/s": rate}}
-        return [{"precision": "fp16", "what": what, **found} for what, found in lines.items()]
+def test_a_part_that_cannot_be_measured_here_keeps_what_another_machine_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = Figure("GPU", "raw", 3000.0, "images/s")
+    skipped = Figure("GPU", command.SKIPPED, None, note="there is no GPU")
+    for kept, now, expected in (
+        ([measured], {"gpu": [skipped]}, [measured]),
+        ([measured], {}, [measured]),
+        ([skipped], {"gpu": [measured]}, [measured]),
+        ([], {"gpu": [skipped]}, [skipped]),
+    ):
+        monkeypatch.setattr(report, "read", lambda kept=kept: kept)
+        assert command._with_those_kept(now) == expected
 
-    assert gpu.best_options([]) == {}
-    slow, wrong = line("as served", 100.0, 0.001), line("nhwc", 900.0, 5.0)
-    assert gpu.best_options([*slow, *wrong]) == {}
-    assert gpu.best_options([*slow, *wrong, *line("heuristic", 120.0, 0.001)]) == gpu_raw.OPTIONS["heuristic"]
-    assert gpu.best_options([*slow, {"precision": "fp16", "what": "nhwc: start", "failed": "no such kernel"}]) == {}
+
+def test_raw_is_the_fastest_way_with_copies_as_the_model_is_served() -> None:
+    rates = {
+        "as served: bound, 32": 3.0,
+        "as served: bound, 32, 2 threads": 4.0,
+        "as served: on device, 32": 9.0,
+        "nhwc: feeds, 32": 8.0,
+    }
+    assert gpu.raw_rate([{"what": what, "images/s": rate} for what, rate in rates.items()]) == 4
+    assert gpu.raw_rate([{"what": "as served: start", "failed": "no such kernel"}]) == 0
+
+
+def test_every_line_of_a_run_without_a_server_becomes_a_figure() -> None:
+    lines = {
+        "2.00 s": {"load": 0.5, "first run": 1.5, "gap": 1e-4},
+        "3,000 images/s": {"images/s": 3000.0, "size": 32},
+        "1.80 ms": {"ms": 1.8},
+        "200 ms": {"ms alone": {"1": 2.0, "32": 8.0}, "ms in turn": {"1": 190.0, "32": 200.0}},
+        "–": {"failed": "no such kernel"},
+    }
+    for shown, line in lines.items():
+        assert gpu.raw_figure("it", line).shown == shown
+    assert "190.0 (size 1), 200.0 (size 32)" in gpu.raw_figure("it", lines["200 ms"]).note
+    assert gpu.raw_figure("it", lines["–"]).note == "no such kernel"

@@ -34,6 +34,7 @@ PARTS = (
     "gpu",
     "envelopes",
 )
+SKIPPED = "skipped"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,7 +65,7 @@ def _measure(name: str, workplace: Workplace) -> list[Figure]:
     try:
         figures: list[Figure] = import_module(f"tests.benchmarks.{name}").run(workplace)
     except Skipped as reason:
-        return [Figure(_title(name), "skipped", None, note=str(reason))]
+        return [Figure(_title(name), SKIPPED, None, note=str(reason))]
     except NoLoadGenerator:
         raise
     except Exception as fault:  # the other parts are worth having all the same
@@ -74,13 +75,17 @@ def _measure(name: str, workplace: Workplace) -> list[Figure]:
 
 
 def _with_those_kept(found: dict[str, list[Figure]]) -> list[Figure]:
-    """Return the figures of all parts in order; those that were not run now as they were last written."""
+    """Return the figures of all parts in order; those of parts that did not run now as they were last written.
+
+    So a machine without a GPU keeps what one with a GPU found.
+    """
     kept = report.read()
-    return [
-        figure
-        for name in PARTS
-        for figure in found.get(name, [figure for figure in kept if figure.part == _title(name)])
-    ]
+    figures = []
+    for name in PARTS:
+        now, before = found.get(name, []), [figure for figure in kept if figure.part == _title(name)]
+        ran = [figure for figure in now if figure.what != SKIPPED]
+        figures += ran or before or now
+    return figures
 
 
 def _title(name: str) -> str:

@@ -1,8 +1,10 @@
 """On a GPU: what HTTP leaves of the images/s of ONNX Runtime's CUDA provider, and how many processes JPEGs take.
 
 ResNeXt-50 32x4d in fp16. Batched requests are 32 pictures as a UINT8 tensor through `/v2/.../infer`; single pictures
-are JPEGs of about 500x375 through `/predict`. Raw is the same model, with pictures copied to the GPU and logits back,
-in one thread without a server; on device is without the copies. Clients are processes of their own.
+are JPEGs of about 500x375 through `/predict`. Raw is the same model without a server, with pictures copied to the GPU
+and logits back, in the fastest of several ways, of which one runs two batches at once as the service does; on device is
+without the copies. Clients are processes of their own. What counts most comes first: a survey of the provider's options
+comes last.
 
 python -m tests.benchmarks.gpu FOLDER                          # this part by itself, with its log on stderr
 python -m tests.benchmarks.gpu FOLDER --provider cpu --small   # whether it runs at all
@@ -20,18 +22,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from service.bundle import PARITY_TOLERANCE, Bundle
+from service.bundle import Bundle
 from service.model import OnnxModel
 from service.session import Provider, ProviderUnavailable
 from tests.benchmarks.gpu_load import Rate, Requests, load
-from tests.benchmarks.gpu_raw import BATCH, OPTIONS
+from tests.benchmarks.gpu_raw import BATCH
 from tests.benchmarks.models import CIFAR, HEAVY
 from tests.benchmarks.pictures import jpegs
 from tests.benchmarks.result import Figure, Goal, at_least
@@ -77,24 +79,25 @@ def run(workplace: Workplace) -> list[Figure]:
 
 def measure(workplace: Workplace, plan: Plan, results: Path) -> list[Figure]:
     """Measure one thing after the other; a part that fails is a figure that says so."""
-    card = _card()
-    _say(f"{card}, ONNX Runtime {onnxruntime.__version__}, provider {plan.provider}")
+    where = f"{_card()}, ONNX Runtime {onnxruntime.__version__}, provider {plan.provider}"
+    _say(where)
     heavy, small = workplace.bundle(plan.model, half=True), workplace.bundle(CIFAR, half=True)
     lines = results / "raw.jsonl"
-    lines.unlink(missing_ok=True)
-    figures = _part("raw fp16", lambda: _raw(heavy, "fp16", plan, lines))
-    options = best_options(_read(lines))
-    raw = _raw_rate(_read(lines), options)
-    _say(f"the best options of the provider: {options}; raw {raw:,.0f} images/s")
-    figures += _part("one run at a time", lambda: _one_at_a_time(heavy, plan, workplace, options, raw))
-    figures += _part("batches", lambda: _batches(heavy, plan, workplace, options, raw))
-    figures += _part("single JPEGs", lambda: _jpegs(heavy, plan, workplace, options, raw))
+    for old in (lines, results / "survey.jsonl"):
+        old.unlink(missing_ok=True)
+    figures = [Figure(PART, "measured on", None, note=where)]
+    figures += _part("raw fp16", lambda: _raw(heavy, "fp16", plan, lines, short=True))
+    raw = raw_rate(_read(lines))
+    _say(f"raw {raw:,.0f} images/s")
+    figures += _part("batches", lambda: _batches(heavy, plan, workplace, raw))
+    figures += _part("single JPEGs", lambda: _jpegs(heavy, plan, workplace, raw))
+    figures += _part("one run at a time", lambda: _one_at_a_time(heavy, plan, workplace, raw))
     figures += _part("parity and sizes", lambda: _parity(heavy, plan))
     figures += _part("a small model", lambda: _small(small, plan))
-    figures += _part("raw fp32", lambda: _raw(heavy, "fp32", plan, lines))
+    figures += _part("survey fp16", lambda: _raw(heavy, "fp16", plan, results / "survey.jsonl"))
+    figures += _part("survey fp32", lambda: _raw(heavy, "fp32", plan, results / "survey.jsonl"))
     (results / "figures.json").write_text(json.dumps([figure.to_json() for figure in figures], indent=1))
-    where = f"{card}, ONNX Runtime {onnxruntime.__version__}"
-    return [replace(figure, note=f"{figure.note}; {where}" if figure.note else where) for figure in figures]
+    return figures
 
 
 def _part(name: str, found: Callable[[], list[Figure]]) -> list[Figure]:
@@ -109,35 +112,43 @@ def _part(name: str, found: Callable[[], list[Figure]]) -> list[Figure]:
     return figures
 
 
-def _raw(bundle: Bundle, precision: str, plan: Plan, lines: Path) -> list[Figure]:
+def _raw(bundle: Bundle, precision: str, plan: Plan, lines: Path, *, short: bool = False) -> list[Figure]:
     """Have another process compare the ways to run the model; what it wrote counts though it does not end."""
     command = [sys.executable, "-m", "tests.benchmarks.gpu_raw", str(bundle.path), str(lines)]
     command += ["--precision", precision, "--provider", plan.provider, "--seconds", str(plan.stretch)]
+    command += ["--short"] if short else []
     try:
         subprocess.run(command, cwd=ROOT, check=True, timeout=plan.patience)
         problem = ""
     except subprocess.SubprocessError as error:
         problem = f" ({error})"
     found = [line for line in _read(lines) if line["precision"] == precision]
-    figures = [
-        Figure(PART, f"raw {precision}, {line['what']}", line["images/s"], "images/s")
-        for line in found
-        if "images/s" in line
-    ]
-    return figures if figures else [Figure(PART, f"raw {precision}", None, note=f"nothing was measured{problem}")]
+    kind = "raw" if short else "survey"
+    figures = [raw_figure(f"{kind} {precision}, {line['what']}", line) for line in found]
+    return figures if figures else [Figure(PART, f"{kind} {precision}", None, note=f"nothing was measured{problem}")]
 
 
-def best_options(lines: Lines) -> Mapping[str, str]:
-    """Return the options with which the model runs fastest with its copies; those that cost parity do not count."""
-    exact = {line["what"] for line in lines if line.get("gap", np.inf) <= PARITY_TOLERANCE[line["precision"]]}
-    rates = {name: _rate_of(lines, f"{name}: bound, {BATCH}") for name in OPTIONS if f"{name}: start" in exact}
-    return OPTIONS[max(rates, key=lambda name: rates[name], default="as served")]
+def raw_figure(what: str, line: Mapping[str, Any]) -> Figure:
+    """Return what a line of `gpu_raw` says as a figure."""
+    if "images/s" in line:
+        return Figure(PART, what, line["images/s"], "images/s")
+    if "ms" in line:
+        return Figure(PART, what, line["ms"], "ms")
+    if "ms in turn" in line:
+        sizes = ", ".join(f"{took:.1f} (size {size})" for size, took in line["ms in turn"].items())
+        alone = ", ".join(f"{took:.1f}" for took in line["ms alone"].values())
+        note = f"median ms in turn: {sizes}; the same size again and again: {alone}"
+        return Figure(PART, what, max(line["ms in turn"].values()), "ms", note=note)
+    if "load" in line:
+        note = f"load {line['load']:.2f} s, first run {line['first run']:.2f}; parity gap {line['gap']:.1e}"
+        return Figure(PART, what, line["load"] + line["first run"], "s", note=note)
+    return Figure(PART, what, None, note=str(line.get("failed", "")))
 
 
-def _raw_rate(lines: Lines, options: Mapping[str, str]) -> float:
-    name = next(name for name, theirs in OPTIONS.items() if theirs == options)
-    ways = (f"{name}: {way}, {BATCH}" for way in ("feeds", "bound", "copied"))
-    return max(_rate_of(lines, way) for way in ways)
+def raw_rate(lines: Lines) -> float:
+    """Return the images/s of the fastest way to run the model as it is served, copies and all; 0: none ran."""
+    ways = (f"bound, {BATCH}", f"feeds, {BATCH}", f"copied, {BATCH}", f"bound, {BATCH}, 2 threads")
+    return max(_rate_of(lines, f"as served: {way}") for way in ways)
 
 
 def _rate_of(lines: Lines, what: str) -> float:
@@ -148,21 +159,18 @@ def _read(lines: Path) -> Lines:
     return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
 
 
-def _one_at_a_time(
-    bundle: Bundle, plan: Plan, workplace: Workplace, options: Mapping[str, str], raw: float
-) -> list[Figure]:
+def _one_at_a_time(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
     """Start a service by itself, and have it run one batch at a time: what the second one at once is worth."""
-    with _services(bundle, 1, plan, workplace, options, at_once=1) as [server]:
+    with _services(bundle, 1, plan, workplace, at_once=1) as [server]:
         start = Figure(PART, "process start to ready", server.seconds_to_ready, "s", note=_stages(server))
-        _refuse_another_provider(server, plan.provider)
         found = load([server.port], _tensors(bundle), processes=4, connections=4, seconds=plan.seconds)
     return [start, _over_http("binary batches, one run at a time, 4 clients", found, raw, None)]
 
 
-def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, options: Mapping[str, str], raw: float) -> list[Figure]:
+def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
     """Send batched requests to one process of the service, then to two."""
     figures = []
-    with _services(bundle, 2, plan, workplace, options) as servers:
+    with _services(bundle, 2, plan, workplace) as servers:
         ports = [server.port for server in servers]
         for count, clients in ((1, 4), (1, 3), (1, 6), (2, 8)):
             found = load(ports[:count], _tensors(bundle), processes=clients, connections=clients, seconds=plan.seconds)
@@ -172,11 +180,11 @@ def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, options: Mapping[
     return figures
 
 
-def _jpegs(bundle: Bundle, plan: Plan, workplace: Workplace, options: Mapping[str, str], raw: float) -> list[Figure]:
+def _jpegs(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
     """Send single pictures to ever more processes of the service, all of which run from the beginning."""
     pictures = [file.read_bytes() for file in jpegs(workplace.place("pictures")).files]
     single = Requests("/predict", pictures, {"Content-Type": "image/jpeg"})
-    with _services(bundle, max(plan.processes), plan, workplace, options) as servers:
+    with _services(bundle, max(plan.processes), plan, workplace) as servers:
         slowest = max(server.seconds_to_ready for server in servers)
         figures = [Figure(PART, f"{len(servers)} processes at once, start to ready", slowest, "s")]
         ports = [server.port for server in servers]
@@ -214,11 +222,10 @@ def _tensors(bundle: Bundle) -> Requests:
 
 @contextmanager
 def _services(
-    bundle: Bundle, count: int, plan: Plan, workplace: Workplace, options: Mapping[str, str], *, at_once: int = 2
+    bundle: Bundle, count: int, plan: Plan, workplace: Workplace, *, at_once: int = 2
 ) -> Iterator[list[Server]]:
     """Start so many processes of the service at once, each on a port of its own, and wait for all."""
     settings = {
-        "COMPARED_CUDA_OPTIONS": json.dumps(dict(options)),
         "COMPARED_RUNS_AT_ONCE": str(at_once),
         "EVENKEEL_MAX_QUEUE_SIZE": "1024",
         "EVENKEEL_MAX_BATCH_SIZE": str(BATCH),
@@ -228,6 +235,7 @@ def _services(
     starts = [_service(bundle, folder, plan, settings) for folder in folders]
     with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
         servers = list(pool.map(stack.enter_context, starts))
+        _refuse_another_provider(servers[0], plan.provider)
         yield servers
         for server in servers:  # together, and not one after the other
             server.process.send_signal(signal.SIGINT)

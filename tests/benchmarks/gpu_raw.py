@@ -1,6 +1,6 @@
 """ONNX Runtime on a GPU without any server: images/s of the ways to run one model, each next to the others.
 
-    python -m tests.benchmarks.gpu_raw BUNDLE RESULTS --precision fp16 [--provider cuda] [--seconds 0.4]
+    python -m tests.benchmarks.gpu_raw BUNDLE RESULTS --precision fp16 [--provider cuda] [--seconds 0.4] [--short]
 
 A line of JSON for each way as soon as it is known, so that whatever comes what was measured is kept. A way that fails
 says so in its line. Nothing of the trainer is loaded.
@@ -182,9 +182,14 @@ class Book:
         print(line, file=sys.stderr, flush=True)
 
 
-def measure(bundle: Bundle, book: Book, precision: str, provider: Provider, seconds: float) -> None:
-    """Compare the options, then the ways with those of the service, then CUDA graphs."""
+def measure(bundle: Bundle, book: Book, precision: str, provider: Provider, seconds: float, *, short: bool) -> None:
+    """Compare the ways to run the model with each of the options, then CUDA graphs.
+
+    Short: with the service's options and in its largest batches alone.
+    """
     compared = {name: OPTIONS[name] for name in OPTIONS if precision == "fp16" or name in _WHOLLY}
+    if short:
+        compared = {"as served": OPTIONS["as served"]}
     for name, options in compared.items():
         raw: Raw | None = None
 
@@ -198,31 +203,39 @@ def measure(bundle: Bundle, book: Book, precision: str, provider: Provider, seco
 
         book.note(f"{name}: start", opened)
         if raw is not None:
-            _ways(raw, book, name, seconds, everything=precision == "fp16" and name in _WHOLLY)
+            if short or (precision == "fp16" and name in _WHOLLY):
+                _ways(raw, book, name, seconds)
+            if not short:
+                _sizes(raw, book, name, seconds, everything=precision == "fp16" and name in _WHOLLY)
             del raw
     for name in _WHOLLY:
-        if provider == "cuda":
+        if provider == "cuda" and not short:
             graph = partial(_graph, bundle, precision, OPTIONS[name], seconds)
             book.note(f"{name}: cuda graph, copied, {BATCH}", graph)
 
 
-def _ways(raw: Raw, book: Book, name: str, seconds: float, *, everything: bool) -> None:
-    def images(way: Callable[[int], Once], size: int, threads: int = 1) -> Callable[[], dict[str, Any]]:
-        return lambda: {"images/s": rate(way(size), size, seconds, threads), "size": size}
-
-    book.note(f"{name}: on device, {BATCH}", images(raw.on_device, BATCH))
-    book.note(f"{name}: bound, {BATCH}", images(raw.bound, BATCH))
-    if not everything:
-        book.note(f"{name}: on device, {LARGER[-1]}", images(raw.on_device, LARGER[-1]))
-        return
-    book.note(f"{name}: feeds, {BATCH}", images(raw.feeds, BATCH))
-    book.note(f"{name}: copied, {BATCH}", images(raw.copied, BATCH))
-    book.note(f"{name}: bound, {BATCH}, 2 threads", images(raw.bound, BATCH, 2))
+def _ways(raw: Raw, book: Book, name: str, seconds: float) -> None:
+    """Compare the ways at the service's largest batch, and see what a lone picture takes."""
+    ways = {"on device": raw.on_device, "bound": raw.bound, "feeds": raw.feeds, "copied": raw.copied}
+    for what, way in ways.items():
+        book.note(f"{name}: {what}, {BATCH}", partial(_images, way, BATCH, seconds))
+    book.note(f"{name}: bound, {BATCH}, 2 threads", partial(_images, raw.bound, BATCH, seconds, 2))
     book.note(f"{name}: lone, 1", lambda: {"ms": 1e3 / rate(raw.bound(1), 1, seconds)})
-    book.note(f"{name}: sizes in turn", lambda: _in_turn(raw, seconds))
-    for size in LARGER:
-        book.note(f"{name}: on device, {size}", images(raw.on_device, size))
-        book.note(f"{name}: bound, {size}", images(raw.bound, size))
+
+
+def _sizes(raw: Raw, book: Book, name: str, seconds: float, *, everything: bool) -> None:
+    """Compare the sizes of batches."""
+    if everything:
+        book.note(f"{name}: sizes in turn", lambda: _in_turn(raw, seconds))
+    else:
+        book.note(f"{name}: bound, {BATCH}", partial(_images, raw.bound, BATCH, seconds))
+    for size in LARGER if everything else LARGER[-1:]:
+        book.note(f"{name}: on device, {size}", partial(_images, raw.on_device, size, seconds))
+        book.note(f"{name}: bound, {size}", partial(_images, raw.bound, size, seconds))
+
+
+def _images(way: Callable[[int], Once], size: int, seconds: float, threads: int = 1) -> dict[str, Any]:
+    return {"images/s": rate(way(size), size, seconds, threads), "size": size}
 
 
 def _in_turn(raw: Raw, seconds: float) -> dict[str, Any]:
@@ -257,10 +270,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp16")
     parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=0.4)
+    parser.add_argument("--short", action="store_true", help="the service's options and largest batch alone")
     asked = parser.parse_args(arguments)
     bundle = read_bundle(asked.bundle)
     book = Book(asked.results, precision=asked.precision, model=bundle.manifest.name)
-    measure(bundle, book, asked.precision, asked.provider, asked.seconds)
+    measure(bundle, book, asked.precision, asked.provider, asked.seconds, short=asked.short)
 
 
 if __name__ == "__main__":
