@@ -17,6 +17,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from torch import Tensor
 
 from service.bundle import (
@@ -163,7 +164,29 @@ def export_onnx(graph: ServingGraph, parity: Parity, file: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    save_onnx(program.model_proto, file)
+    model = program.model_proto
+    average_in_single(model.graph)
+    save_onnx(model, file)
+
+
+def average_in_single(graph: onnx.GraphProto) -> None:
+    """Have every mean over float16 taken in float32.
+
+    ONNX Runtime's CUDA provider writes the sum in the type of the mean before it divides; in float16 it ends at 65,504:
+    64 pixels of 1,024.
+    """
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or types.get(node.input[0]) != TensorProto.FLOAT16:
+            nodes.append(node)
+            continue
+        values, mean = node.input[0], node.output[0]
+        node.input[0], node.output[0] = f"{mean}_of_single", f"{mean}_single"
+        before = helper.make_node("Cast", [values], [node.input[0]], to=TensorProto.FLOAT)
+        nodes += [before, node, helper.make_node("Cast", [node.output[0]], [mean], to=TensorProto.FLOAT16)]
+    graph.node.clear()  # whose nodes live on in the list
+    graph.node.extend(nodes)
 
 
 def save_onnx(model: onnx.ModelProto, file: Path) -> None:

@@ -29,6 +29,16 @@ def test_both_precisions_give_the_samples_outputs_at_any_batch_size(finished_run
         whole = run_onnx(session, parity)
         assert max(parity.gaps(whole).values()) <= tolerance
         assert whole["feature_map"].ndim == 4
+    assert bundle.model_path("fp16") == bundle.path / "model.fp16.onnx"
+    assert casts_before_means(bundle.path / "model.onnx") == [None]
+    assert casts_before_means(bundle.path / "model.fp16.onnx") == [onnx.TensorProto.FLOAT]
+
+
+def casts_before_means(file: Path) -> list[int | None]:
+    """Return for each mean of a graph to which type what it averages is cast."""
+    nodes = onnx.load(file).graph.node
+    casts = {node.output[0]: node.attribute[0].i for node in nodes if node.op_type == "Cast"}
+    return [casts.get(node.input[0]) for node in nodes if node.op_type == "ReduceMean"]
 
 
 def test_the_graph_tells_nothing_of_the_machine_that_made_it(finished_run: Path, tmp_path: Path) -> None:
