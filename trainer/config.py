@@ -258,7 +258,7 @@ class Recipe(BaseRecipe):
 
     task: Literal["classification"] = "classification"
     compile: Literal["auto", "always", "never"] = Field(
-        "auto", description="torch.compile of the forward and backward pass; auto: on a GPU, as it is slower on a CPU"
+        "auto", description="torch.compile of both passes; auto: on a GPU that captures none, as it is slower on a CPU"
     )
     capture: Literal["auto", "always", "never"] = Field(
         "auto", description="forward and backward pass as CUDA graphs; auto: on one GPU, of data in memory"

@@ -60,12 +60,10 @@ class Training:
         self.model = LongTailClassifier(recipe, len(splits.class_names), fetch_weights=fetch_weights).on(device)
         share_batch_statistics(self.model, device)
         self.optimizer = create_optimizer(recipe.optimizer, self.model)
+        captured = _is_captured(recipe, device)
+        compiled = recipe.compile == "always" or (recipe.compile == "auto" and device.type == "cuda" and not captured)
         self._compute = forward_pass(
-            spread(self.model),
-            device,
-            in_bf16=self.autocast,
-            compiled=_is_on(recipe.compile, device),
-            captured=_is_captured(recipe, device),
+            spread(self.model), device, in_bf16=self.autocast, compiled=compiled, captured=captured
         )
         decay = recipe.averaging.decay
         self.average = WeightAverage(self.model, decay) if decay else None
@@ -197,18 +195,15 @@ class Training:
         self.checkpoint.average = self.average.state if self.average else {}
 
 
-def _is_on(setting: str, device: torch.device) -> bool:
-    return setting == "always" or (setting == "auto" and device.type == "cuda")
-
-
 def _is_captured(recipe: Recipe, device: torch.device) -> bool:
     """Tell whether passes are captured: not beside a loader's threads, whose copies a capture does not bear."""
-    if recipe.capture == "always" and (device.type != "cuda" or world_size() > 1 or not recipe.data.in_memory):
+    fits = device.type == "cuda" and world_size() == 1 and recipe.data.in_memory
+    if recipe.capture == "always" and not fits:
         raise TrainerError(
             f"capture=always: CUDA graphs need a GPU (this is {device.type}), one process (these are {world_size()}) "
             f"and data.in_memory=true (it is {str(recipe.data.in_memory).lower()}); set capture=auto"
         )
-    return _is_on(recipe.capture, device) and world_size() == 1 and recipe.data.in_memory
+    return fits and recipe.capture != "never"
 
 
 def choose_device(name: str) -> torch.device:
