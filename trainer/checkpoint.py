@@ -274,6 +274,8 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
     for key, tensor in tensors.items():
         name, _, part = key.partition(":")
         parameter = parameters[name]
-        # AdamW counts its steps in a tensor of its own, on the CPU.
-        kept = tensor.clone() if part == "step" else tensor.to(parameter).clone()
-        optimizer.state[parameter][part or MOMENTUM] = kept
+        # AdamW counts its steps in a tensor of its own: on the CPU, but for a fused one where the parameter is.
+        counts_here = part == "step" and not optimizer.defaults.get("fused")
+        place = torch.device("cpu") if counts_here else parameter.device
+        kept = tensor.to(place) if part == "step" else tensor.to(parameter)
+        optimizer.state[parameter][part or MOMENTUM] = kept.clone()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.epoch import random_state, restore_random
+from trainer.errors import TrainerError
 from trainer.model import channels_last
 
 Pass = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -67,7 +68,13 @@ class _Captured:
         kept = [buffer.clone() for buffer in buffers]
         once = _Cast(self._run.model, self._run.device, in_bf16=self._run.in_bf16)  # what is captured loses its forward
         random = random_state(self._run.device)
-        graph = torch.cuda.make_graphed_callables(once, (sample,), allow_unused_input=True)
+        try:
+            graph = torch.cuda.make_graphed_callables(once, (sample,), allow_unused_input=True)
+        except RuntimeError as error:
+            raise TrainerError(
+                f"capture: the passes cannot be captured as CUDA graphs for batches of {len(sample)} ({error}); set "
+                "capture=never, or a smaller batch_size if memory is short"
+            ) from error
         restore_random(random, self._run.device)
         with torch.no_grad():
             torch._foreach_copy_(buffers, kept)

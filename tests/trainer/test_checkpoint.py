@@ -205,3 +205,15 @@ def test_momentum_buffers_find_their_parameters_again() -> None:
     step(again, other)
     assert torch.equal(layer.weight, again.weight)
     assert torch.equal(layer.bias, again.bias)
+
+
+@pytest.mark.parametrize(("fused", "place"), [(None, "cpu"), (True, "meta")])
+def test_the_count_of_steps_goes_where_the_optimizer_wants_it(fused: bool | None, place: str) -> None:
+    layer = torch.nn.Linear(3, 2, device="meta")
+    optimizer = torch.optim.AdamW(layer.parameters())
+    optimizer.defaults["fused"] = fused  # which `meta` refuses to be given
+    tensors = {"weight:step": torch.tensor(4.0), "weight:exp_avg": torch.ones(2, 3)}
+    restore_optimizer(layer, optimizer, tensors)
+    state = optimizer.state[layer.weight]
+    assert state["step"].device.type == place
+    assert state["exp_avg"].device.type == "meta"

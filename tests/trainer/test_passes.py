@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.trainer.tiny import tiny_recipe
+from trainer.checkpoint import optimizer_tensors, restore_optimizer
 from trainer.data import Splits
 from trainer.errors import TrainerError
 from trainer.passes import forward_pass
@@ -76,12 +77,38 @@ def test_passes_without_gradients_or_in_evaluation_run_as_they_are(
     assert recorder.shapes == []
 
 
+def test_passes_that_cannot_be_captured_name_the_setting(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, _ = training(monkeypatch, digits)
+
+    def refuse(*_: object, **__: object) -> object:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
+    with pytest.raises(TrainerError, match=r"capture: .*batches of 4 \(operation not permitted.*set capture=never"):
+        captured._compute(torch.rand(4, 3, 8, 8))
+
+
 def test_capture_without_a_gpu_is_refused(digits: Splits) -> None:
     with pytest.raises(TrainerError, match=r"capture=always: CUDA graphs need a GPU.*set capture=auto"):
         Training(tiny_recipe("capture=always"), digits, CPU)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+def test_a_fused_adamw_goes_on_from_its_checkpoint(digits: Splits) -> None:
+    cuda = torch.device("cuda")
+    recipe = tiny_recipe("optimizer={name: adamw, learning_rate: 0.001}")
+    begun, resumed = Training(recipe, digits, cuda), Training(recipe, digits, cuda)
+    pixels, labels = torch.rand(4, 3, 8, 8).to(cuda), torch.arange(4).to(cuda)
+    begun._step(pixels, labels, 0.1)
+    restore_optimizer(resumed.model, resumed.optimizer, optimizer_tensors(begun.model, begun.optimizer))
+    loss, _ = resumed._step(pixels, labels, 0.1)
+    assert loss.isfinite()
+
+
+@needs_gpu
 @pytest.mark.parametrize("compiled", [False, True])
 def test_graphs_of_a_gpu_give_what_plain_passes_give(digits: Splits, *, compiled: bool) -> None:
     cuda = torch.device("cuda")
