@@ -3,6 +3,8 @@
 As a command it measures a run's test accuracy through HTTP, picture by picture as lossless PNG:
 
     python -m tests.end_to_end.http_predictions RUN http://127.0.0.1:8000 --data SOURCE --alpha 0 --alpha 1.5
+
+Knobs are alpha, or alpha and prior strength with a comma: `--alpha 0.77,0.5`.
 """
 
 import argparse
@@ -57,7 +59,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def predict_all(
-    url: str, pictures: list[bytes], alphas: NDArray[np.float32], num_classes: int
+    url: str, pictures: list[bytes], alphas: NDArray[np.float32], num_classes: int, *, prior_strength: float = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Ask a service for every picture at its own alpha, several pictures a request.
 
@@ -71,7 +73,8 @@ def predict_all(
             part = range(first, min(first + IMAGES_PER_REQUEST, len(pictures)))
             files = [("image", (f"{row}.png", pictures[row], "image/png")) for row in part]
             fields = {"alpha": [str(float(alphas[row])) for row in part]}
-            response = client.post("/predict", params={"top_k": num_classes}, files=files, data=fields)
+            asked = {"top_k": num_classes, "prior_strength": prior_strength}
+            response = client.post("/predict", params=asked, files=files, data=fields)
             assert response.status_code == 200, response.text
             for row, answer in zip(part, response.json()["images"], strict=True):
                 winners[row] = answer["predictions"][0]["index"]
@@ -85,16 +88,18 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("url")
     parser.add_argument("--data")
-    parser.add_argument("--alpha", type=float, action="append", required=True)
+    parser.add_argument("--alpha", metavar="ALPHA[,STRENGTH]", action="append", required=True)
     arguments = parser.parse_args()
     split = read_test_split(arguments.run, arguments.data)
-    for alpha in arguments.alpha:
+    counts = np.array(finished_checkpoint(arguments.run).class_counts)
+    for knobs in arguments.alpha:
+        alpha, strength = (*map(float, knobs.split(",")), 0.0)[:2]
         alphas = np.full(len(split.pictures), alpha, dtype=np.float32)
-        expected = split.logits(alphas)
-        winners, logits = predict_all(arguments.url, split.pictures, alphas, expected.shape[1])
+        expected = split.logits(alphas) - strength * np.log(counts / counts.sum())
+        winners, logits = predict_all(arguments.url, split.pictures, alphas, expected.shape[1], prior_strength=strength)
         labels, own = split.branches.labels, expected.argmax(axis=1)
         print(
-            f"alpha {alpha:g}: {len(winners)} pictures, accuracy {(winners == labels).mean():.4f} through HTTP, "
+            f"alpha {alpha:g}, prior strength {strength:g}: {len(winners)} pictures, accuracy {(winners == labels).mean():.4f} through HTTP, "
             f"{(own == labels).mean():.4f} in PyTorch, {(winners != own).sum()} winners differ, "
             f"largest logit difference {np.abs(logits - expected).max():.2g}"
         )
