@@ -99,7 +99,8 @@ def main() -> None:
         winners, logits = predict_all(arguments.url, split.pictures, alphas, expected.shape[1], prior_strength=strength)
         labels, own = split.branches.labels, expected.argmax(axis=1)
         print(
-            f"alpha {alpha:g}, prior strength {strength:g}: {len(winners)} pictures, accuracy {(winners == labels).mean():.4f} through HTTP, "
+            f"alpha {alpha:g}, prior strength {strength:g}: {len(winners)} pictures, "
+            f"accuracy {(winners == labels).mean():.4f} through HTTP, "
             f"{(own == labels).mean():.4f} in PyTorch, {(winners != own).sum()} winners differ, "
             f"largest logit difference {np.abs(logits - expected).max():.2g}"
         )
