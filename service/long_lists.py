@@ -7,6 +7,7 @@ is read, of which little may be left, and each list read by itself, in pieces be
 Source: RFC 8259 (JSON).
 """
 
+import math
 import re
 import secrets
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ class LongList:
             ValueError: it has another shape, or is no JSON.
         """
         text, start = self._text, 0
+        if text.count(b",") + 1 != math.prod(shape):  # before the structure is made, which is as long as it should be
+            raise ValueError("the list has another length")
         structure, position = memoryview(_structure(shape, is_nested=_NESTED.match(text) is not None)), 0
         while start < len(text):
             end = text.find(b",", start + LONG) + 1 or len(text)

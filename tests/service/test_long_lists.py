@@ -1,6 +1,7 @@
 import json
 import random
 import secrets
+import tracemalloc
 
 import numpy as np
 import orjson
@@ -44,6 +45,17 @@ def test_a_list_is_read_as_a_reader_of_json_does_and_refused_where_it_does(monke
         assert found == expected(bytes(text)), text
         accepted += found is not None
     assert 2_000 < accepted < 18_000
+
+
+@pytest.mark.parametrize("around", [b"[%b]", b"[[[[%b]]]]"])
+def test_a_list_that_is_too_short_costs_no_more_than_its_own_length(around: bytes) -> None:
+    text = around % b",".join([b"1"] * 40_000)
+    tracemalloc.start()
+    try:
+        assert numbers(text, (32, 800, 1333, 3)) is None
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_long_lists_of_a_message_are_set_aside_and_nothing_else() -> None:
