@@ -88,7 +88,7 @@ def read_message(text: bytes) -> Any:  # noqa: ANN401 - whatever JSON may be
     """Return what JSON says, with each long list under the name `data` of an input as a `LongList`.
 
     Raises:
-        orjson.JSONDecodeError: it is no JSON.
+        ValueError: it is no JSON; says where, unless something was set aside.
         InvalidParameter: it holds too much beside them.
 
     >>> read_message(b'{"inputs": [{"data": [1]}]}')
@@ -103,7 +103,12 @@ def read_message(text: bytes) -> Any:  # noqa: ANN401 - whatever JSON may be
             field="body",
             remedy="Send what the model takes; pixels as binary tensors are the shortest form.",
         )
-    message = orjson.loads(rest)
+    try:
+        message = orjson.loads(rest)
+    except orjson.JSONDecodeError as error:
+        if not lists:
+            raise
+        raise ValueError(error.msg) from error  # its place is one in what is left
     inputs = message.get("inputs") if isinstance(message, dict) else None
     for tensor in inputs if isinstance(inputs, list) else ():
         if isinstance(tensor, dict) and isinstance(name := tensor.get("data"), str):
@@ -137,6 +142,10 @@ def _set_aside(text: bytes) -> tuple[bytes, dict[str, LongList]]:
 
 
 def _end(text: bytes, start: int) -> int:
-    """Return where a list ends that holds nothing but numbers and such lists; at most `start`: it is none."""
+    """Return where a list ends that holds neither texts nor objects; at most `start`: it is none.
+
+    The next of those may lie within it: then the last bracket before is not its end, and more are open than closed.
+    """
     stops = [at for at in (text.find(b'"', start), text.find(b"}", start)) if at >= 0]
-    return text.rfind(b"]", start, min(stops, default=len(text))) + 1
+    end = text.rfind(b"]", start, min(stops, default=len(text))) + 1
+    return end if text.count(b"[", start, end) == text.count(b"]", start, end) else start

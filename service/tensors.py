@@ -48,7 +48,7 @@ def split_message(body: bytes, header_length: str | None) -> tuple[JsonObject, m
     length = json_length(body, header_length)
     try:
         message = read_message(body[:length])
-    except orjson.JSONDecodeError as error:
+    except ValueError as error:
         raise InvalidBody(
             f"The request's JSON cannot be read: {error}.",
             field="body",

@@ -2,6 +2,7 @@ import json
 import random
 import secrets
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import orjson
@@ -89,3 +90,54 @@ def test_the_name_of_a_list_cannot_be_guessed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(secrets, "token_hex", lambda _: next(names))
     text = b'{"inputs": [{"data": [%b1]}, {"data": "second"}]}' % (b"1," * 60_000)
     assert read_message(text)["inputs"][1] == {"data": "second"}
+
+
+def same(read: Any, whole: Any) -> bool:
+    """Whether a message was read as `orjson` read it: lists that were set aside are as good as their numbers."""
+    if isinstance(read, LongList):
+        return numbers(read._text) == expected(orjson.dumps(whole))
+    if isinstance(whole, dict):
+        return read.keys() == whole.keys() and all(same(read[name], whole[name]) for name in whole)
+    if isinstance(read, list) and isinstance(whole, list):
+        return len(read) == len(whole) and all(map(same, read, whole))
+    return bool(read == whole) or is_name(read)
+
+
+def is_name(read: Any) -> bool:
+    """Whether this stands for a list that was set aside and that no input holds."""
+    return isinstance(read, str) and len(read) == 32
+
+
+def is_refused_later(read: Any) -> bool:
+    """Whether something in a message was set aside that will be refused."""
+    if isinstance(read, LongList):
+        return numbers(read._text) is None
+    parts = read.values() if isinstance(read, dict) else read if isinstance(read, list) else ()
+    return is_name(read) or any(map(is_refused_later, parts))
+
+
+def test_a_message_is_read_as_a_reader_of_json_does_and_refused_where_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance, accepted, sizes = random.Random(0), 0, (1, 8, 30, 1000)
+    strange = [[*NESTED, ["a"]], [[1, 2, 3], {"data": NESTED}], [[[1], "]"], 2], [[], {}], [[1, 2], None, [3, 4]]]
+    messages = [{"inputs": [{"data": NESTED, "name": "a"}, {"name": "]", "data": data}]} for data in strange]
+    originals = [json.dumps(message, indent=indent) for message in messages for indent in (None, 1)]
+    for number in range(20_000):
+        monkeypatch.setattr(long_lists, "LONG", sizes[number % len(sizes)])
+        text = bytearray(chance.choice(originals).encode())
+        for _ in range(chance.choice((0, 1, 1, 2, 3))):
+            start = chance.randrange(1, len(text) - 1)
+            text[start : start + chance.randrange(3)] = bytes(
+                chance.choices(b'0123[],, "{}:a\n', k=chance.randrange(3))
+            )
+        try:
+            read = read_message(bytes(text))
+        except ValueError:
+            read = None
+        try:
+            whole = orjson.loads(text)
+        except ValueError:
+            assert read is None or is_refused_later(read), text
+            continue
+        assert same(read, whole), text
+        accepted += 1
+    assert 4_000 < accepted < 18_000

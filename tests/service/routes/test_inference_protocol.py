@@ -173,6 +173,19 @@ def test_a_wrong_number_of_a_long_body_is_refused_by_its_field(client: TestClien
     assert content["code"] == "invalid_parameter"
 
 
+def test_a_long_list_that_holds_something_else_is_refused_by_its_field(client: TestClient) -> None:
+    data = [*[[0] * 64] * 640, ["a"]]
+    assert refused(post_long(client, image(0, data=data)), 422, "invalid_parameter")["field"] == "image.data"
+
+
+def test_where_json_is_broken_is_said_unless_lists_were_set_aside(client: TestClient) -> None:
+    broken = b'{"inputs": [{"data": [%b1]}], x}'
+    assert "column" in refused(client.post(INFER, content=broken % b""), 400, "invalid_body")["message"]
+    said = refused(client.post(INFER, content=broken % (b"1," * LONG)), 400, "invalid_body")["message"]
+    assert "cannot be read" in said
+    assert "column" not in said
+
+
 def test_a_ranking_names_value_index_and_label(client: TestClient) -> None:
     wanted = [{"name": "logits", "parameters": {"classification": 2}}]
     content = infer(client, image(1, 3), parameters={"alpha": 0}, outputs=wanted)
