@@ -14,7 +14,7 @@ It knows neither HTTP nor the model: bytes in, uint8 [H, W, 3] out.
 """
 
 import asyncio
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from io import BytesIO
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage
 from service.jpeg import JpegHead, decode_rgb, is_jpeg, read_head
 from service.plain_png import count_png_chunks, decode_plain_png, lacks_pixels
+from service.threads import Threads
 
 Pixels = NDArray[np.uint8]
 
@@ -83,7 +84,7 @@ class ImageDecoder:
         size = spec.width, spec.height
         # A picture of the input's size from which nothing is resized or cropped: to find that out each time takes 4 us.
         self._as_it_is = size if spec.geometry(*size) == (size, (0, 0, *size)) else None
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._threads = Threads(threads, "decode")
         Image.MAX_IMAGE_PIXELS = None
 
     async def decode(self, data: bytes, *, field: str) -> Pixels:
@@ -106,11 +107,11 @@ class ImageDecoder:
         if at_once is not None:
             return at_once
         if _may_take_long(data):
-            return self._executor.submit(self._whole, data, field)
+            return self._threads.submit(self._whole, data, field)
         image = self._open(data, field)
         if image.width * image.height <= _INLINE_PIXELS:
             return self._pixels(image, data, field)
-        return self._executor.submit(self._pixels, image, data, field)
+        return self._threads.submit(self._pixels, image, data, field)
 
     def at_once(self, data: bytes, *, field: str) -> Pixels | None:
         """Return the pixels of a small plain PNG as `begin` does, without its detour; None: it is another picture."""
@@ -128,7 +129,7 @@ class ImageDecoder:
 
         Args, Raises: as `begin`.
         """
-        return self._executor.submit(self._sized, data, field)
+        return self._threads.submit(self._sized, data, field)
 
     def _sized(self, data: bytes, field: str) -> Sized:
         picture = self._rgb(self._open(data, field), data, field)
@@ -139,7 +140,7 @@ class ImageDecoder:
 
     def close(self) -> None:
         """Stop the threads."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
 
     def _open(self, data: bytes, field: str) -> Image.Image | JpegHead:
         """Read the header and refuse by it."""

@@ -1,10 +1,12 @@
 import asyncio
 import io
 import struct
+import sys
 import threading
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -90,6 +92,18 @@ async def test_large_pictures_are_decoded_in_a_thread_to_the_same_pixels(decoder
     pixels = await decoder.decode(encoded(image), field="body")
     assert any(thread.name.startswith("decode") for thread in threading.enumerate())
     np.testing.assert_array_equal(pixels, np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR)))
+
+
+def test_a_picture_whose_decoding_is_dropped_before_its_turn_is_let_go_at_once(decoder: ImageDecoder) -> None:
+    gate, data = threading.Event(), encoded(gradient(size=(300, 200)))
+    decoder._threads.submit(gate.wait, 20)
+    for begin in (decoder.begin, decoder.begin_sized):
+        before, begun = sys.getrefcount(data), begin(data, field="body")
+        assert isinstance(begun, Future)
+        assert sys.getrefcount(data) > before
+        assert begun.cancel()
+        assert sys.getrefcount(data) == before
+    gate.set()
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA"])

@@ -1,0 +1,53 @@
+import threading
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from service.threads import Threads
+
+
+class Given:
+    """Something to be given to work, and to be told of when it is gone."""
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def threads(gate: threading.Event) -> Iterator[Threads]:
+    threads = Threads(1, "test")
+    yield threads
+    gate.set()
+    threads.close()
+
+
+def test_work_gives_what_its_call_does(threads: Threads) -> None:
+    assert threads.submit(divmod, 7, 2).result() == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(divmod, 7, 0).result()
+
+
+def test_work_that_is_dropped_before_its_turn_keeps_nothing_of_what_it_was_given(
+    threads: Threads, gate: threading.Event
+) -> None:
+    threads.submit(gate.wait, 20)
+    given = Given()
+    alive, work = weakref.ref(given), threads.submit(id, given)
+    del given
+    assert alive() is not None
+    assert work.cancel()
+    assert alive() is None
+
+
+def test_nor_does_work_that_is_done_while_its_result_is_kept(threads: Threads) -> None:
+    given = Given()
+    alive, work = weakref.ref(given), threads.submit(id, given)
+    del given
+    assert work.result()
+    threads.submit(int).result()  # the thread has let go of what it did before
+    assert alive() is None
