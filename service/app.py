@@ -41,6 +41,7 @@ from service.routes.answers import AnswerWriter
 from service.routes.context import Readiness, Service
 from service.routes.rules import Rules
 from service.settings import Settings
+from service.threads import Threads
 from service.tracing import Tracing
 from service.watchdog import Watchdog
 
@@ -51,6 +52,9 @@ _BRIEF = 0.004
 
 RUNS_AT_ONCE_ON_A_DEVICE = 2
 """While it works on a batch, the next is put together and copied to it."""
+
+READERS = 2
+"""Long bodies that are read at a time. They share one interpreter; but none waits for the end of the longest."""
 
 _LAST_WRITE = 6.0
 """Seconds that the last write may take: a little more than a database may."""
@@ -91,6 +95,7 @@ def create_app(
             app.service.readiness.end()
             await app.service.batcher.close(settings.shutdown_timeout)
             app.service.decoder.close()
+            app.service.readers.close()
             await asyncio.to_thread(app.service.keeping.end, _LAST_WRITE)
             if app.tracing:
                 await asyncio.to_thread(app.tracing.close)
@@ -149,6 +154,7 @@ def _assemble(settings: Settings, served: Model | Detector, exhibits: Exhibits) 
         settings=settings,
         metrics=instruments,
         batcher=batcher,
+        readers=Threads(READERS, "read"),
         readiness=Readiness(instruments),
         **_parts_of(served, exhibits, settings),
         keeping=Keeping(settings, served.manifest, instruments),

@@ -19,6 +19,7 @@ from service.predictor import AnyOutcome, AnyWork, Predictor
 from service.routes.answers import AnswerWriter
 from service.routes.rules import Rules
 from service.settings import Settings
+from service.threads import Threads
 
 
 class Readiness:
@@ -71,7 +72,11 @@ class Readiness:
 
 @dataclass(frozen=True)
 class Service:
-    """The parts of one app."""
+    """The parts of one app.
+
+    Attributes:
+        readers: read long JSON.
+    """
 
     settings: Settings
     model: Served
@@ -79,6 +84,7 @@ class Service:
     metrics: Metrics
     batcher: DynamicBatcher[AnyWork, AnyOutcome]
     decoder: ImageDecoder
+    readers: Threads
     readiness: Readiness
     rules: Rules
     answers: AnswerWriter

@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -29,6 +30,8 @@ from service.errors import (
     InvalidParameter,
     UnsupportedMediaType,
 )
+from service.routes.context import service_of
+from service.routes.long_bodies import read_aside
 from service.routes.rules import GivenImage, Options, Query, RequestRules, repeated
 from service.settings import MOST_IMAGES, Settings
 
@@ -50,11 +53,11 @@ async def read_query(request: Request, rules: RequestRules[Query], deadline: flo
     Args:
         request: whose body it is.
         rules: what it may ask.
-        deadline: the moment, by `time.monotonic`, after which a form is read no further.
+        deadline: the moment, by `time.monotonic`, after which a form is read no further, and long JSON not begun.
 
     Raises:
         UnsupportedMediaType, BodyTooLarge, BodyTooSlow, InvalidBody, InvalidParameter, TooManyImages, ClientLeft,
-        DeadlineExceeded
+        DeadlineExceeded, QueueFull, ShuttingDown
     """
     raw_options = request.scope["query_string"]
     content_type = request.headers.get("content-type", "")
@@ -68,8 +71,9 @@ async def read_query(request: Request, rules: RequestRules[Query], deadline: flo
         return await _multipart(request, await read_body(request, rules.settings), options, rules, deadline)
     if media_type == "application/json":
         body = await read_body(request, rules.settings)
-        is_long = len(body) > _SLICE
-        return await asyncio.to_thread(_json, body, options, rules) if is_long else _json(body, options, rules)
+        if len(body) <= _SLICE:
+            return _json(body, options, rules)
+        return await read_aside(partial(_json, body, options, rules), request, service_of(request), deadline)
     raise UnsupportedMediaType(
         "The body must be a picture, multipart/form-data or JSON, and the Content-Type must say which.",
         field="Content-Type",

@@ -7,7 +7,6 @@ where this knows pixels.
 Source: KServe, *Open Inference Protocol*; NVIDIA, Triton's extensions for binary data and classification.
 """
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
@@ -42,6 +41,7 @@ from service.routes.infer_answer import HEADER_LENGTH, answer
 from service.routes.infer_contract import Tensor, contract_of
 from service.routes.infer_request import InferQuery, read_infer
 from service.routes.inference_docs import INFER, INFER_MODEL, INFER_VERSION, MODEL, VERSION
+from service.routes.long_bodies import read_aside
 from service.routes.patience import patience
 from service.routes.rules import Rules
 from service.telemetry import Times, note_times
@@ -148,7 +148,7 @@ async def infer(request: Request) -> Response:
     rules = rules_for(caller, service)
     body = await _body(request, service)
     decoding = perf_counter()
-    query = await _read(request, body, service, rules)
+    query = await _read(request, body, service, rules, arrived + longest)
     decoded = perf_counter()
     deadline = arrived + min(query.timeout or longest, longest)
     with service.batcher.admit(len(query.images)) as admission:
@@ -178,10 +178,11 @@ async def _body(request: Request, service: Service) -> bytes:
     return await read_body(request, service.settings)
 
 
-async def _read(request: Request, body: bytes, service: Service, rules: Rules) -> InferQuery:
+async def _read(request: Request, body: bytes, service: Service, rules: Rules, deadline: float) -> InferQuery:
     length = request.headers.get(HEADER_LENGTH)
     read = partial(read_infer, body, length, rules=rules, contract=contract_of(service.predictor))
-    return await asyncio.to_thread(read) if json_length(body, length) > LONG else read()
+    is_long = json_length(body, length) > LONG
+    return await read_aside(read, request, service, deadline) if is_long else read()
 
 
 def _works(query: InferQuery, service: Service) -> Sequence[AnyWork]:
