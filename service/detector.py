@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from service.bundle import PARITY_TOLERANCE, Bundle, BundleError
 from service.detection_parity import DETECTION_OUTPUTS, DetectionParity
 from service.model import Served
-from service.session import Asked, OnnxSession
+from service.session import Asked, OnnxSession, start_on
 
 logger = logging.getLogger(__name__)
 
@@ -44,24 +44,29 @@ class OnnxDetector:
 
     Args:
         bundle: a verified bundle.
-        provider: `cuda` refuses to start without it; `auto` takes it where it runs, and says so in the log.
+        provider: `cuda` refuses to start without it; `auto` takes it where the model runs there, and says in the log
+            why it does not.
         threads: threads within an operator; None: the cores that this process may really use.
 
     Raises:
-        ProviderUnavailable: CUDA was asked for and does not run.
+        ProviderUnavailable: CUDA was asked for and does not run the model.
         BundleError: the file is no such model, or fails the parity check.
     """
 
     def __init__(self, bundle: Bundle, *, provider: Asked, threads: int | None = None) -> None:
         self.manifest = bundle.manifest
+        start_on(provider, lambda asked: self._start(bundle, asked, threads))
+
+    def _start(self, bundle: Bundle, asked: Asked, threads: int | None) -> None:
         begin = perf_counter()
-        self._session = OnnxSession(bundle, provider, threads)
+        self._session = OnnxSession(bundle, asked, threads)
         self.provider, self.precision = self._session.provider, self._session.precision
         self._check_contract()
         loaded = perf_counter()
-        self._warm_up()
-        warm = perf_counter()
-        self._check_parity(bundle.detection_parity())
+        with self._session.trial():
+            self._warm_up()
+            warm = perf_counter()
+            self._check_parity(bundle.detection_parity())
         logger.info(
             "%s %s runs on %s in %s: loaded in %.2f s, warm in %.2f s, parity checked in %.2f s",
             *(self.manifest.name, self.manifest.version, self.provider, self.precision),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.bundle import PARITY_TOLERANCE, Bundle, BundleError, Manifest, Parity
 from service.scoring import Branches
-from service.session import Asked, OnnxSession
+from service.session import Asked, OnnxSession, start_on
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +60,13 @@ class OnnxModel:
 
     Args:
         bundle: a verified bundle.
-        provider: `cuda` refuses to start without it; `auto` takes it where it runs, and says so in the log.
+        provider: `cuda` refuses to start without it; `auto` takes it where the model runs there, and says in the log
+            why it does not.
         threads: threads within an operator; None: the cores that this process may really use.
         max_batch_size: the largest batch that will be run.
 
     Raises:
-        ProviderUnavailable: CUDA was asked for and does not run.
+        ProviderUnavailable: CUDA was asked for and does not run the model.
         BundleError: the file is no such model, or fails the parity check.
     """
 
@@ -78,16 +79,20 @@ class OnnxModel:
         max_batch_size: int = 32,
     ) -> None:
         self.manifest = bundle.manifest
+        start_on(provider, lambda asked: self._start(bundle, asked, threads, max_batch_size))
+
+    def _start(self, bundle: Bundle, asked: Asked, threads: int | None, max_batch_size: int) -> None:
         begin = perf_counter()
         sizes = _cuda_sizes(max_batch_size)
-        self._session = OnnxSession(bundle, provider, threads, OUTPUTS, sizes)
+        self._session = OnnxSession(bundle, asked, threads, OUTPUTS, sizes)
         self.provider, self.precision = self._session.provider, self._session.precision
         self._batch_sizes = sizes if self.provider == "cuda" else sorted({1, max_batch_size})
         self._check_contract()
         loaded = perf_counter()
-        self._warm_up()
-        warm = perf_counter()
-        self._check_parity(bundle)
+        with self._session.trial():
+            self._warm_up()
+            warm = perf_counter()
+            self._check_parity(bundle)
         logger.info(
             "%s %s runs on %s in %s: loaded in %.2f s, warm in %.2f s, parity checked in %.2f s",
             *(self.manifest.name, self.manifest.version, self.provider, self.precision),

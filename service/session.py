@@ -5,8 +5,8 @@ It knows nothing of what the model is for.
 
 import ctypes
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,28 @@ RUN_OPTIONS = onnxruntime.RunOptions()
 """One for all runs, and nothing set: for a run without any, ONNX Runtime makes one, in 3 us."""
 
 
+def start_on(asked: Asked, start: Callable[[Asked], None]) -> None:
+    """Start a model where it was asked for.
+
+    Args:
+        asked: `cuda` refuses to start without it; `auto` takes it where the model runs there, and says in the log why
+            it does not.
+        start: loads, warms and checks the model.
+
+    Raises:
+        ProviderUnavailable: CUDA was asked for and does not run the model.
+    """
+    try:
+        start(asked)
+    except ProviderUnavailable as problem:
+        if asked != "auto":
+            raise
+        logger.warning("provider auto: the model runs on the CPU, since %s", problem)
+    else:
+        return
+    start("cpu")
+
+
 class OnnxSession:
     """A bundle's model file on one device: on the CPU in one session, on CUDA in one for each size of a batch.
 
@@ -46,13 +68,13 @@ class OnnxSession:
 
     Args:
         bundle: a verified bundle.
-        asked: `cuda` refuses to start without it; `auto` takes it where it runs, and says so in the log.
+        asked: `auto` takes CUDA where nothing is known to speak against it, and says in the log what does.
         threads: threads within an operator; None: the cores that this process may really use.
         outputs: those that will be asked for; nothing that leads to others alone is run. None: all.
         sizes: how many pictures `image` may hold in a run on CUDA; the CPU takes any.
 
     Raises:
-        ProviderUnavailable: CUDA was asked for and does not run.
+        ProviderUnavailable: CUDA does not run, or has no room for so many sessions.
         BundleError: the file is no model.
     """
 
@@ -95,6 +117,22 @@ class OnnxSession:
                 "provider"
             )
 
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Take the failure of a first run for what speaks against the device, such as that its memory is full.
+
+        Raises:
+            ProviderUnavailable: a run failed on CUDA.
+        """
+        try:
+            yield
+        except BundleError:
+            raise
+        except Exception as error:  # ONNX Runtime's own errors have no common base
+            if self.provider == "cpu":
+                raise
+            raise _does_not_run(self.path, list(self._session_of_size), error) from error
+
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Return the outputs of one run; any thread may call it."""
         if self.provider == "cpu":
@@ -118,14 +156,26 @@ def _start(
     precision: Precision = "fp16" if provider == "cuda" and bundle.model_path("fp16") else "fp32"
     path = bundle.model_path(precision)
     assert path is not None, "every bundle has an fp32 model"
-    count = len(sizes) if provider == "cuda" else 1
+    with nullcontext(path) if outputs is None else reduced(path, outputs) as file:
+        if provider == "cpu":
+            return provider, precision, path, [_open(file, path, provider, threads)]
+        return provider, precision, path, _open_on_cuda(file, path, threads, sizes)
+
+
+def _open_on_cuda(file: Path, path: Path, threads: int, sizes: Sequence[int]) -> list[onnxruntime.InferenceSession]:
     try:
-        return provider, precision, path, [_open(path, provider, threads, outputs) for _ in range(count)]
-    except ProviderUnavailable as problem:
-        if asked != "auto":
-            raise
-        logger.warning("provider auto: the model runs on the CPU, since %s", problem)
-        return _start(bundle, "cpu", threads, outputs, sizes)
+        return [_open(file, path, "cuda", threads) for _ in sizes]
+    except BundleError as error:
+        _open(file, path, "cpu", threads)  # refuses the file if that is at fault
+        raise _does_not_run(path, sizes, error.__cause__) from error
+
+
+def _does_not_run(path: Path, sizes: Sequence[int], error: BaseException | None) -> ProviderUnavailable:
+    fewer = "lower EVENKEEL_MAX_BATCH_SIZE" if len(sizes) > 1 else "make room"
+    return ProviderUnavailable(
+        f"{path} does not run on cuda in a session for each batch size of {', '.join(map(str, sizes))}: "
+        f"{' '.join(str(error).split())}; {fewer} if the GPU's memory is full, or ask for cpu"
+    )
 
 
 def _choose(provider: Asked) -> Provider:
@@ -157,7 +207,8 @@ def _cuda_problem() -> str | None:
     return None
 
 
-def _open(path: Path, provider: Provider, threads: int, outputs: Sequence[str] | None) -> onnxruntime.InferenceSession:
+def _open(file: Path, path: Path, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+    """Open a file, which is `path` or what was made of it."""
     onnxruntime.disable_telemetry_events()  # some builds report to their makers; a service tells nobody of itself
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -169,8 +220,7 @@ def _open(path: Path, provider: Provider, threads: int, outputs: Sequence[str] |
         onnxruntime.preload_dlls()
         chosen = [(EXECUTION_PROVIDERS["cuda"], dict(CUDA_OPTIONS))]
     try:
-        with nullcontext(path) if outputs is None else reduced(path, outputs) as file:
-            session = onnxruntime.InferenceSession(file, options, providers=chosen)
+        session = onnxruntime.InferenceSession(file, options, providers=chosen)
     except Exception as error:  # ONNX Runtime's own errors have no common base
         raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {error}; export the bundle again") from error
     if session.get_providers()[0] != EXECUTION_PROVIDERS[provider]:

@@ -10,6 +10,7 @@ from service.bundle import BundleError, DetectionParity
 from service.detector import OnnxDetector
 from service.loading import load_bundle
 from service.model import OnnxModel
+from service.session import ProviderUnavailable
 from service.settings import Settings
 from tests.service.fake_cuda import SessionOnTheCpu
 from tests.service.tiny_detector import (
@@ -39,6 +40,19 @@ def test_on_cuda_a_detector_has_one_session_for_its_one_picture(tmp_path: Path, 
     parity = tiny_detection_parity()
     OnnxDetector(write_detection_bundle(tmp_path / "tiny", parity=parity), provider="cuda")
     assert [session.sizes for session in cuda] == [[1] * (1 + len(parity.images))]  # warmed, then checked
+
+
+def test_a_detector_that_a_gpu_has_no_room_for_runs_on_the_cpu_with_auto(
+    tmp_path: Path, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(SessionOnTheCpu, "run_with_iobinding", full)
+    bundle = write_detection_bundle(tmp_path / "tiny")
+    with pytest.raises(ProviderUnavailable, match="batch size of 1: out of memory; make room if the GPU's memory is"):
+        OnnxDetector(bundle, provider="cuda")
+    assert OnnxDetector(bundle, provider="auto").provider == "cpu"
 
 
 def test_a_bundles_task_chooses_what_loads_it(tmp_path: Path) -> None:

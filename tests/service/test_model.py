@@ -1,5 +1,6 @@
 import gc
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,84 @@ def test_auto_takes_the_cpu_where_cuda_fails_and_says_so(
     fallen_back(monkeypatch)
     assert OnnxModel(bundle, provider="auto").provider == "cpu"
     assert "provider auto: the model runs on the CPU" in caplog.text
+
+
+def opened_by(monkeypatch: pytest.MonkeyPatch, before: Callable[[Path, str], None]) -> None:
+    """Have something done before each session is opened, which is told the file and the provider."""
+    open_session = onnxruntime.InferenceSession
+
+    def opened(path: Path, options: Any, providers: list[Any]) -> Any:
+        before(path, providers[0] if isinstance(providers[0], str) else providers[0][0])
+        return open_session(path, options, providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+
+
+def no_room_for_a_third_session(monkeypatch: pytest.MonkeyPatch, cuda: list[SessionOnTheCpu]) -> None:
+    def before(path: Path, provider: str) -> None:
+        if provider == "CUDAExecutionProvider" and len(cuda) == 2:
+            raise RuntimeError("CUDA failure 2:\nout of memory")
+
+    opened_by(monkeypatch, before)
+
+
+def no_room_for_the_first_run(monkeypatch: pytest.MonkeyPatch, cuda: list[SessionOnTheCpu]) -> None:
+    no_room_for_runs_after(0, monkeypatch)
+
+
+def no_room_for_the_parity_check(monkeypatch: pytest.MonkeyPatch, cuda: list[SessionOnTheCpu]) -> None:
+    no_room_for_runs_after(1, monkeypatch)
+
+
+def no_room_for_runs_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SessionOnTheCpu.run_with_iobinding
+
+    def run_if_there_is_room(session: SessionOnTheCpu, binding: Any) -> None:
+        if len(session.sizes) >= count:
+            raise RuntimeError("CUDA failure 2: out of memory")
+        run(session, binding)
+
+    monkeypatch.setattr(SessionOnTheCpu, "run_with_iobinding", run_if_there_is_room)
+
+
+@pytest.mark.parametrize(
+    "shortage", [no_room_for_a_third_session, no_room_for_the_first_run, no_room_for_the_parity_check]
+)
+def test_a_gpu_too_small_for_the_sessions_is_named_and_auto_takes_the_cpu(
+    bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch, caplog: Any, shortage: Any
+) -> None:
+    shortage(monkeypatch, cuda)
+    said = (
+        "does not run on cuda in a session for each batch size of 1, 2, 4, 6: CUDA failure 2: out of memory; "
+        "lower EVENKEEL_MAX_BATCH_SIZE if the GPU's memory is full, or ask for cpu"
+    )
+    with pytest.raises(ProviderUnavailable, match=said):
+        OnnxModel(bundle, provider="cuda", max_batch_size=6)
+    cuda.clear()
+    model = OnnxModel(bundle, provider="auto", max_batch_size=6)
+    assert model.provider == "cpu"
+    assert f"provider auto: the model runs on the CPU, since {bundle.model_path('fp32')} {said}" in caplog.text
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    expected = reference(images, np.zeros(5), np.zeros(5))
+    np.testing.assert_allclose(model.branches(images).factual_logits, expected["factual_logits"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "auto"])
+def test_a_file_that_is_no_model_is_no_fault_of_the_gpu(
+    tmp_path: Path, cuda: list[SessionOnTheCpu], provider: Any
+) -> None:
+    with pytest.raises(BundleError, match=r"model\.onnx cannot be loaded"):
+        OnnxModel(write_tiny_bundle(tmp_path / "tiny", model=b"no model"), provider=provider)
+
+
+def test_what_is_not_asked_of_a_file_is_left_out_once_for_all_sessions(
+    bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[Path] = []
+    opened_by(monkeypatch, lambda path, _: files.append(path))
+    OnnxModel(bundle, provider="cuda", max_batch_size=4)
+    assert len(files) == 3
+    assert len({*files, bundle.model_path("fp32")}) == 2
 
 
 def test_on_cuda_a_session_never_sees_a_batch_of_another_size(bundle: Bundle, cuda: list[SessionOnTheCpu]) -> None:
