@@ -356,9 +356,13 @@ class DynamicBatcher(Generic[Item, Result]):
 
     def _submit(self, run: _Run[Item, Result]) -> None:
         loop = asyncio.get_running_loop()
-        items = [entry.item for entry in run.batch]
+        unclaimed = [[entry.item for entry in run.batch]]  # by the thread that runs it, or by who knows that none will
 
         def attempt() -> None:
+            try:
+                items = unclaimed.pop()
+            except IndexError:
+                return
             result = self._attempt(items)
             with suppress(RuntimeError):  # the loop has ended, and nobody waits
                 loop.call_soon_threadsafe(self._finish, run, *result)
@@ -368,7 +372,9 @@ class DynamicBatcher(Generic[Item, Result]):
         except RuntimeError as cause:  # there is no thread to be had, or someone has ended it
             logger.error("the inference thread is gone (%s); another takes its place", cause)
             self._executor = _threads(self._runs_at_once)
-            loop.call_soon(self._finish, run, _inference_failed(cause), 0.0)
+            with suppress(IndexError):  # it is queued before a thread is started for it, and another has it already
+                unclaimed.pop()
+                loop.call_soon(self._finish, run, _inference_failed(cause), 0.0)
 
     def _attempt(self, items: list[Item]) -> tuple[Sequence[Result] | ServiceError, float]:
         """Run the batch and return what comes of it, whatever goes wrong too, and the seconds that it took."""

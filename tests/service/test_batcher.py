@@ -730,6 +730,27 @@ async def test_of_two_batches_side_by_side_one_may_fail_alone(make: Make, metric
     assert total(metrics, "evenkeel_images_in_flight") == 0
 
 
+async def test_a_batch_for_which_no_thread_can_be_started_is_run_by_no_other_beside(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    gates = Gates()
+    batcher = make(gates, runs_at_once=2, max_queue_size=16)
+    first = asyncio.create_task(ask(batcher, *range(4)))
+    await begun(gates, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more)
+        second = asyncio.create_task(ask(batcher, *range(4, 8)))
+        await asyncio.sleep(0.02)
+    gates.open(*range(8))
+    assert await first == [f"item {item}" for item in range(4)]
+    assert await second == [f"item {item}" for item in range(4, 8)]
+    await batcher.close(5)
+    assert sorted(gates.begun) == [[0, 1, 2, 3], [4, 5], [6, 7]]
+
+
 async def test_the_run_that_began_first_tells_for_how_long_it_is_stuck(make: Make) -> None:
     gates = Gates()
     batcher = make(gates, runs_at_once=2, max_queue_size=16)
