@@ -62,7 +62,6 @@ class _Flow(FlowControl):
 class Connection(OneWriteProtocol):
     """A client's connection."""
 
-    _is_idle = False  # all that came is answered
     _is_in_head = False  # a part of one has come
     _overhead = 0  # bytes since the last head that were no body
     _body_left = 0  # bytes of a body, as its head states its length
@@ -121,15 +120,12 @@ class Connection(OneWriteProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         elif self._refusal is not None:
             self._end_with(self._refusal)
-        else:
-            self._is_idle = not self._is_in_head
         if self.flow.held and not self.pipeline and not self.transport.is_closing():
             self.data_received(b"")
             self.flow.resume_reading()
 
     def _take(self, data: bytes) -> None:
         self._overhead += len(data)
-        self._is_idle = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -191,6 +187,7 @@ class Connection(OneWriteProtocol):
         self._body_left = 0
         if not self._upgrades:
             super().on_message_complete()
+            self.cycle.more_body = False  # of a request that was answered before, too
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
@@ -211,15 +208,20 @@ class Connection(OneWriteProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _awaits(self) -> object:
-        """Return what the client owes: to take the rest of an answer, or to send the next head; None: nothing."""
+        """Return what the client owes: to take an answer, to end a body, or to send a head; None: nothing."""
         if unsent := self.transport.get_write_buffer_size():
             return unsent
         return None if self._is_answering else (self._is_idle, self.cycle)
 
+    @property
+    def _is_idle(self) -> bool:
+        """Whether all that came is answered, and no part of a head or of a body lacks the rest."""
+        return self.cycle is not None and not (self._is_in_head or self.cycle.more_body)
+
     def _give_up(self, patience: float) -> None:
         if self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()
-        elif self._is_idle:
+        elif self._is_idle or self._unfinished() is not None:  # of which the answer has gone out
             self.transport.close()
         else:
             self._refuse(

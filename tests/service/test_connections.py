@@ -220,6 +220,73 @@ async def test_an_idle_connection_is_closed_without_a_word(served: Served) -> No
     writer.close()
 
 
+PUT = b"PUT /%d HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+"""What the app answers before its body has come."""
+
+
+async def answered_early(served: Served, length: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    served.open.set()
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(PUT % (1, length))
+    assert told(await reader.readuntil(b"]\n")) == [["/1", ""]]
+    return reader, writer
+
+
+async def taken(connection: Connection, left: int) -> None:
+    """Wait until no more than so much of a body is left to come."""
+    async with asyncio.timeout(10):
+        while connection._body_left > left:  # noqa: ASYNC110 - it tells by this alone
+            await asyncio.sleep(0.01)
+
+
+async def test_a_connection_is_idle_once_the_rest_of_a_body_has_followed_its_answer(served: Served) -> None:
+    reader, writer = await answered_early(served, 300_000)
+    connection = served.connection()
+    connection.look(0, 10)
+    writer.write(b"a" * 300_000)
+    await taken(connection, 0)
+    for seconds in (1, 5, 7):
+        assert not connection.transport.is_closing()
+        connection.look(seconds, 10)
+    assert await asyncio.wait_for(reader.read(-1), 10) == b""
+    assert not served.service.metrics.registry.get_sample_value("evenkeel_errors_total", {"code": "head_too_slow"})
+    writer.close()
+
+
+async def test_what_follows_the_rest_of_a_body_is_refused_by_itself(served: Served) -> None:
+    reader, writer = await answered_early(served, 5)
+    writer.write(b"abcde" + b"GET /2 HTTP/1.1\r\n\r\n")
+    answer = await asyncio.wait_for(reader.read(-1), 10)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"field":"Host"' in answer
+    writer.close()
+
+
+async def test_an_empty_line_behind_an_answer_is_no_head(served: Served) -> None:
+    reader, writer = await answered_early(served, 0)
+    connection = served.connection()
+    connection.look(0, 10)
+    writer.write(b"\r\n")
+    await asyncio.sleep(0.05)
+    connection.look(6, 10)
+    assert await asyncio.wait_for(reader.read(-1), 10) == b""
+    writer.close()
+
+
+async def test_the_rest_of_a_body_is_waited_for_after_its_answer_as_long_as_for_a_head(served: Served) -> None:
+    reader, writer = await answered_early(served, 300_000)
+    connection = served.connection()
+    connection.look(0, 10)
+    writer.write(b"a" * 1000)
+    await taken(connection, 299_000)
+    for seconds in (9, 11):
+        assert not connection.transport.is_closing()
+        connection.look(seconds, 10)
+    assert await asyncio.wait_for(reader.read(-1), 10) == b""
+    assert not served.service.metrics.registry.get_sample_value("evenkeel_errors_total", {"code": "head_too_slow"})
+    writer.close()
+
+
 async def test_half_a_head_that_came_before_an_answer_is_waited_for_as_any_other(served: Served) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(GET % 1 + b"GET /2 HT")
