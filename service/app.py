@@ -78,7 +78,9 @@ def create_app(
         bundle: the folder to watch if the settings say so.
     """
     service = _assemble(settings, served, exhibits)
-    watchdog = Watchdog(service.batcher, service.readiness, patience=settings.stall_timeout, metrics=service.metrics)
+    readiness = service.readiness  # the function keeps this alone, not the first model
+    service.batcher.is_ending = lambda: readiness.is_ending
+    watchdog = Watchdog(service.batcher, readiness, patience=settings.stall_timeout, metrics=service.metrics)
 
     @asynccontextmanager
     async def lifespan(app: FrontDoor) -> AsyncIterator[None]:

@@ -161,6 +161,7 @@ class DynamicBatcher(Generic[Item, Result]):
 
     Attributes:
         callers: how many callers there are, those among them that have not come as far as the queue.
+        is_ending: whether the service ends; who is cancelled then has not left.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class DynamicBatcher(Generic[Item, Result]):
         metrics: Metrics,
     ) -> None:
         self.callers: Callable[[], int] = lambda: _MANY
+        self.is_ending: Callable[[], bool] = lambda: False
         self._run_batch = run_batch
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
@@ -538,7 +540,7 @@ class Admission(Generic[Item, Result]):
                 self._refuse_if_given_up()
             return [await self._made(part) if isinstance(part, Future) else part for part in parts]
         except asyncio.CancelledError:
-            self._count_unanswered(ClientLeft.code)
+            self._count_cancelled()
             raise
         finally:
             self._await_no_longer()
@@ -590,7 +592,7 @@ class Admission(Generic[Item, Result]):
         try:
             return [await entry.future for entry in entries]
         except asyncio.CancelledError:
-            self._count_unanswered(ClientLeft.code)
+            self._count_cancelled()
             raise
         finally:
             self._await_no_longer()
@@ -633,6 +635,10 @@ class Admission(Generic[Item, Result]):
             self._error = error
             if self._waits_for is not None:
                 _end(self._waits_for)
+
+    def _count_cancelled(self) -> None:
+        is_ending = self._batcher.is_ending()  # the server cancels what it has no more time for before it closes us
+        self._count_unanswered(ShuttingDown.code if is_ending else ClientLeft.code)
 
     def _count_unanswered(self, reason: str) -> None:
         futures = [entry.future for entry in self._entries]

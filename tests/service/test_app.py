@@ -69,6 +69,8 @@ def test_ready_from_start_to_shutdown() -> None:
         assert ErrorResponse.model_validate(refused.json()).code == "not_ready"
         assert client.get("/healthz").status_code == 200
         assert client.post("/predict", content=picture(), headers={"Content-Type": "image/png"}).status_code == 200
+        assert not service.batcher.is_ending()
+    assert service.batcher.is_ending()
 
 
 def test_the_model_tells_its_public_part(client: TestClient) -> None:

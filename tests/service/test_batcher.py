@@ -9,7 +9,7 @@ import pytest
 
 from service.batcher import DynamicBatcher, _Alarm
 from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
-from service.metrics import Metrics
+from service.metrics import REJECTION_REASONS, Metrics
 
 Batcher = DynamicBatcher[int, str]
 Make = Callable[..., Batcher]
@@ -501,6 +501,27 @@ async def test_who_leaves_while_its_items_are_prepared_costs_nothing_more(
     await until(lambda: batcher.depth == 0)
     assert workshop.begun == [0]
     assert total(metrics, "evenkeel_rejected_images_total", reason="client_left") == 3
+
+
+async def test_whom_the_shutdown_cancels_counts_as_such_and_not_as_having_left(
+    make: Make, echo: Echo, workshop: Workshop, metrics: Metrics
+) -> None:
+    batcher = make()
+    batcher.is_ending = lambda: True
+
+    async def prepare() -> None:
+        with batcher.admit(3) as admission:
+            await admission.prepare(map(workshop.begin, range(3)), deadline=time.monotonic() + 10)
+
+    echo.gate.clear()
+    tasks = [*await ask_many(batcher, 1, 2), asyncio.create_task(prepare())]
+    await until(lambda: workshop.begun == [0])
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    workshop.gate.set()
+    counts = {reason: total(metrics, "evenkeel_rejected_images_total", reason=reason) for reason in REJECTION_REASONS}
+    assert {reason: count for reason, count in counts.items() if count} == {"shutting_down": 5}
 
 
 async def test_between_parts_that_are_made_at_once_others_have_their_turn_and_the_deadline_counts(make: Make) -> None:
