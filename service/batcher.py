@@ -335,6 +335,10 @@ class DynamicBatcher(Generic[Item, Result]):
         if self._wakeup is not None:
             self._wakeup.cancel()
             self._wakeup = None
+        if self._running:  # beside which a queue of this length had room, and for some of it nobody may wait any more
+            self._queue = deque(entry for entry in self._queue if not entry.future.done())
+            if not self._has_room:
+                return
         batch = self._take()
         if not batch:
             self._rest()

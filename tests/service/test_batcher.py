@@ -738,6 +738,23 @@ async def test_a_batch_that_is_not_full_waits_until_nothing_runs(make: Make) -> 
     assert gates.begun == [[0], [1, 2, 3]]
 
 
+async def test_those_who_left_do_not_fill_a_batch_that_would_run_beside_another(make: Make) -> None:
+    gates = Gates()
+    batcher = make(gates, runs_at_once=2)
+    first = asyncio.create_task(ask(batcher, 0))
+    await begun(gates, 1)
+    left = await ask_many(batcher, 1, 2)
+    for task in left:
+        task.cancel()
+    staying = await ask_many(batcher, 3, 4)
+    assert await begun(gates, 1) == [[0]]
+    assert batcher.depth == 2
+    staying += await ask_many(batcher, 5, 6)
+    assert await begun(gates, 2) == [[0], [3, 4, 5, 6]]
+    gates.open(0, 3)
+    assert await asyncio.gather(first, *staying) == [[f"item {item}"] for item in (0, 3, 4, 5, 6)]
+
+
 async def test_of_two_batches_side_by_side_one_may_fail_alone(make: Make, metrics: Metrics) -> None:
     gates = Gates()
     gates.poison = {2}
