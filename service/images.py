@@ -13,7 +13,6 @@ The rules, the same as in training and export:
 It knows neither HTTP nor the model: bytes in, uint8 [H, W, 3] out.
 """
 
-import asyncio
 from concurrent.futures import Future
 from io import BytesIO
 from typing import NamedTuple
@@ -86,11 +85,6 @@ class ImageDecoder:
         self._as_it_is = size if spec.geometry(*size) == (size, (0, 0, *size)) else None
         self._threads = Threads(threads, "decode")
         Image.MAX_IMAGE_PIXELS = None
-
-    async def decode(self, data: bytes, *, field: str) -> Pixels:
-        """Return the pixels once they are there; arguments and errors are those of `begin`."""
-        begun = self.begin(data, field=field)
-        return await asyncio.wrap_future(begun) if isinstance(begun, Future) else begun
 
     def begin(self, data: bytes, *, field: str) -> Pixels | Future[Pixels]:
         """Return the model's pixels, uint8 [H, W, 3], or the work in a thread that decodes them.

@@ -18,6 +18,7 @@ from tests.benchmarks.pictures import jpegs, small_png
 from tests.benchmarks.result import Figure, at_most
 from tests.benchmarks.servers import Server, evenkeel
 from tests.benchmarks.workplace import Workplace
+from tests.decoding import decode
 
 PART = "A lone request"
 PAUSE = 0.01
@@ -51,7 +52,7 @@ async def _without_server(model: OnnxModel, pictures: Sequence[bytes], count: in
     for turn in range(count):
         await asyncio.sleep(PAUSE)
         begin = time.perf_counter()
-        model.branches((await decoder.decode(pictures[turn % len(pictures)], field=""))[None])
+        model.branches((await decode(decoder, pictures[turn % len(pictures)]))[None])
         seconds.append(time.perf_counter() - begin)
     decoder.close()
     return statistics.median(seconds)

@@ -16,6 +16,7 @@ from service.bundle import read_bundle
 from service.cores import available_cores
 from service.images import ImageDecoder, Pixels
 from service.model import OnnxModel
+from tests.decoding import decode
 
 
 async def images_per_second(bundle: Path, batch: int, seconds: float, files: list[Path]) -> float:
@@ -25,7 +26,7 @@ async def images_per_second(bundle: Path, batch: int, seconds: float, files: lis
     pictures = cycle([file.read_bytes() for file in files])
 
     async def decoded() -> Sequence[Pixels]:
-        return await asyncio.gather(*(decoder.decode(data, field="") for data in islice(pictures, batch)))
+        return await asyncio.gather(*(decode(decoder, data) for data in islice(pictures, batch)))
 
     coming, done, begin = asyncio.create_task(decoded()), 0, perf_counter()
     while perf_counter() - begin < seconds:

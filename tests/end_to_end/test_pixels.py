@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from service.bundle import InputSpec
 from service.images import ImageDecoder
+from tests.decoding import decode
 from tests.end_to_end.golden import SPECS, expected, files
 from trainer.pixels import open_rgb, to_pixels
 
@@ -20,7 +21,7 @@ PIXELS = expected()
 def served(data: bytes, spec: InputSpec) -> NDArray[np.uint8]:
     decoder = ImageDecoder(spec, max_pixels=10**6, threads=1)
     try:
-        return asyncio.run(decoder.decode(data, field="picture"))
+        return asyncio.run(decode(decoder, data))
     finally:
         decoder.close()
 

@@ -16,6 +16,7 @@ from PIL import Image
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage
 from service.images import ImageDecoder
+from tests.decoding import decode
 
 EXAMPLES = int(os.environ.get("EVENKEEL_FUZZ_EXAMPLES", "300"))
 SPEC = InputSpec(
@@ -116,7 +117,7 @@ async def test_a_mutated_picture_is_decoded_or_refused_by_name(decoder: ImageDec
         within = original.startswith(b"\x89PNG") and example % 2
         data = mutated_within(original, chance) if within else mutated(original, chance)
         try:
-            pixels = await decoder.decode(data, field="body")
+            pixels = await decode(decoder, data)
         except (InvalidImage, ImageTooLarge) as error:
             assert (error.field, bool(error.remedy)) == ("body", True)
             refused += 1
@@ -130,10 +131,10 @@ async def test_a_mutated_picture_is_decoded_or_refused_by_name(decoder: ImageDec
 @pytest.mark.parametrize("name", originals())
 async def test_a_cut_picture_is_refused_unless_nothing_of_it_is_missing(decoder: ImageDecoder, name: str) -> None:
     original = originals()[name]
-    whole = await decoder.decode(original, field="body")
+    whole = await decode(decoder, original)
     for length in range(0, len(original), max(1, len(original) // 60)):
         try:
-            pixels = await decoder.decode(original[:length], field="body")
+            pixels = await decode(decoder, original[:length])
         except InvalidImage:
             continue
         np.testing.assert_array_equal(pixels, whole)

@@ -19,6 +19,7 @@ from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage, ServiceError
 from service.images import ImageDecoder
 from service.jpeg import read_head
+from tests.decoding import decode
 
 MAX_PIXELS = 1_000_000
 
@@ -47,7 +48,7 @@ def gradient(mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
 
 
 async def test_a_picture_of_the_models_size_arrives_unchanged(decoder: ImageDecoder) -> None:
-    pixels = await decoder.decode(encoded(gradient()), field="body")
+    pixels = await decode(decoder, encoded(gradient()))
     assert pixels.dtype == np.uint8
     assert pixels.shape == (8, 8, 3)
     np.testing.assert_array_equal(pixels, np.asarray(gradient()))
@@ -56,7 +57,7 @@ async def test_a_picture_of_the_models_size_arrives_unchanged(decoder: ImageDeco
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 async def test_lossless_formats_give_the_same_pixels(decoder: ImageDecoder, kind: str) -> None:
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    pixels = await decoder.decode(encoded(gradient(), kind, **options), field="body")
+    pixels = await decode(decoder, encoded(gradient(), kind, **options))
     np.testing.assert_array_equal(pixels, np.asarray(gradient()))
 
 
@@ -83,13 +84,13 @@ async def test_resize_and_crop_are_pillows_with_the_manifests_geometry() -> None
     image = gradient(size=(40, 30))
     size, box = rule.geometry(40, 30)
     expected = np.asarray(image.resize(size, Image.Resampling.BICUBIC).crop(box))
-    np.testing.assert_array_equal(await decoder.decode(encoded(image), field="body"), expected)
+    np.testing.assert_array_equal(await decode(decoder, encoded(image)), expected)
     decoder.close()
 
 
 async def test_large_pictures_are_decoded_in_a_thread_to_the_same_pixels(decoder: ImageDecoder) -> None:
     image = gradient(size=(300, 200))
-    pixels = await decoder.decode(encoded(image), field="body")
+    pixels = await decode(decoder, encoded(image))
     assert any(thread.name.startswith("decode") for thread in threading.enumerate())
     np.testing.assert_array_equal(pixels, np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR)))
 
@@ -109,29 +110,29 @@ def test_a_picture_whose_decoding_is_dropped_before_its_turn_is_let_go_at_once(d
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA"])
 async def test_other_modes_become_rgb_as_pillow_does_it(decoder: ImageDecoder, mode: str) -> None:
     image = gradient(mode)
-    pixels = await decoder.decode(encoded(image), field="body")
+    pixels = await decode(decoder, encoded(image))
     np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
 
 
 async def test_transparency_is_dropped_and_the_colour_beneath_stays(decoder: ImageDecoder) -> None:
     image = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
-    assert (await decoder.decode(encoded(image), field="body"))[0, 0].tolist() == [10, 20, 30]
+    assert (await decode(decoder, encoded(image)))[0, 0].tolist() == [10, 20, 30]
 
 
 async def test_a_palette_with_transparency_is_no_trouble(decoder: ImageDecoder) -> None:
     data = encoded(gradient("P"), transparency=bytes(range(100)))
-    assert (await decoder.decode(data, field="body")).shape == (8, 8, 3)
+    assert (await decode(decoder, data)).shape == (8, 8, 3)
 
 
 async def test_of_sixteen_bits_the_upper_eight_count(decoder: ImageDecoder) -> None:
     image = Image.fromarray(np.full((8, 8), 0xAB12, np.uint16))
     assert image.mode == "I;16"
-    assert (await decoder.decode(encoded(image), field="body"))[0, 0].tolist() == [0xAB] * 3
+    assert (await decode(decoder, encoded(image)))[0, 0].tolist() == [0xAB] * 3
 
 
 async def test_cmyk_becomes_rgb(decoder: ImageDecoder) -> None:
     data = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")
-    red, green, blue = (await decoder.decode(data, field="body"))[0, 0].tolist()
+    red, green, blue = (await decode(decoder, data))[0, 0].tolist()
     assert red > 200
     assert max(green, blue) < 60
 
@@ -142,7 +143,7 @@ async def test_the_exif_orientation_is_applied(decoder: ImageDecoder, kind: str)
     image.paste((255, 255, 255), (0, 0, 8, 4))  # white above
     exif = Image.Exif()
     exif[0x0112] = 3  # turned by 180 degrees
-    pixels = await decoder.decode(encoded(image, kind, exif=exif), field="body")
+    pixels = await decode(decoder, encoded(image, kind, exif=exif))
     assert pixels[6, 4].tolist() > [200] * 3
     assert pixels[1, 4].tolist() < [60] * 3
 
@@ -150,26 +151,26 @@ async def test_the_exif_orientation_is_applied(decoder: ImageDecoder, kind: str)
 async def test_a_multi_picture_jpeg_counts_as_its_first(decoder: ImageDecoder) -> None:
     first, second = Image.new("RGB", (8, 8), (250, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 250))
     data = encoded(first, "MPO", save_all=True, append_images=[second])
-    assert (await decoder.decode(data, field="body"))[0, 0, 0] > 200
+    assert (await decode(decoder, data))[0, 0, 0] > 200
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 async def test_an_animation_is_refused(decoder: ImageDecoder, kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 120, 240)]
     with pytest.raises(InvalidImage, match="animation"):
-        await decoder.decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:]), field="body")
+        await decode(decoder, encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
 async def test_other_formats_are_refused_whatever_they_hold(decoder: ImageDecoder, kind: str) -> None:
     with pytest.raises(InvalidImage, match="no JPEG, PNG or WebP"):
-        await decoder.decode(encoded(gradient(), kind), field="body")
+        await decode(decoder, encoded(gradient(), kind))
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBPVP8 "])
 async def test_what_is_no_picture_is_refused_with_its_field(decoder: ImageDecoder, data: bytes) -> None:
     with pytest.raises(InvalidImage) as refusal:
-        await decoder.decode(data, field="images[3].data")
+        await decode(decoder, data, field="images[3].data")
     assert refusal.value.field == "images[3].data"
     assert refusal.value.remedy
 
@@ -179,7 +180,7 @@ async def test_a_truncated_picture_is_refused(decoder: ImageDecoder, kind: str) 
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = encoded(noise, kind)
     with pytest.raises(InvalidImage):
-        await decoder.decode(data[: len(data) // 2], field="body")
+        await decode(decoder, data[: len(data) // 2])
 
 
 def photograph(**options: Any) -> bytes:
@@ -198,16 +199,16 @@ def photograph(**options: Any) -> bytes:
     ids=["last byte missing", "end missing", "an end amidst", "bytes amidst the head"],
 )
 async def test_what_libjpeg_would_patch_up_is_refused(decoder: ImageDecoder, damage: Any, said: str) -> None:
-    assert (await decoder.decode(photograph(), field="body")).shape == (8, 8, 3)
+    assert (await decode(decoder, photograph())).shape == (8, 8, 3)
     with pytest.raises(InvalidImage, match=said):
-        await decoder.decode(damage(photograph()), field="body")
+        await decode(decoder, damage(photograph()))
 
 
 async def test_a_bundle_that_records_pillow_keeps_its_leniency() -> None:
     whole = photograph()
     data = whole[:1500] + b"\xff\xd9" + whole[1502:]
     decoder = ImageDecoder(spec(decoder="pillow"), max_pixels=MAX_PIXELS, threads=1)
-    assert (await decoder.decode(data, field="body")).shape == (8, 8, 3)
+    assert (await decode(decoder, data)).shape == (8, 8, 3)
     decoder.close()
 
 
@@ -221,9 +222,9 @@ def with_repeated_scan(data: bytes, times: int) -> bytes:
 async def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(kind: str) -> None:
     decoder = ImageDecoder(spec(decoder=kind), max_pixels=MAX_PIXELS, threads=1)
     data = photograph(progressive=True)
-    assert (await decoder.decode(data, field="body")).shape == (8, 8, 3)
+    assert (await decode(decoder, data)).shape == (8, 8, 3)
     with pytest.raises(InvalidImage, match="more than 100 scans"):
-        await decoder.decode(with_repeated_scan(data, 100), field="body")
+        await decode(decoder, with_repeated_scan(data, 100))
     decoder.close()
 
 
@@ -233,7 +234,7 @@ async def test_unusual_subsampling_is_left_to_pillow(decoder: ImageDecoder) -> N
     assert data[sampling] == 0x11
     data[sampling] = 0x31
     assert read_head(bytes(data)) is None
-    assert (await decoder.decode(bytes(data), field="body")).shape == (8, 8, 3)
+    assert (await decode(decoder, bytes(data))).shape == (8, 8, 3)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -248,7 +249,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(1001, 1000), (100_000, 100_000), (10_000, 12_000), (2**31 - 1, 2**31 - 1)])
 async def test_too_many_pixels_are_refused_by_the_header(decoder: ImageDecoder, size: tuple[int, int]) -> None:
     with pytest.raises(ImageTooLarge, match="more than 1000000 pixels") as refusal:
-        await decoder.decode(png_that_claims(*size), field="body")
+        await decode(decoder, png_that_claims(*size))
     assert refusal.value.value == f"{size[0]}x{size[1]}"
 
 
@@ -266,9 +267,9 @@ async def test_a_detectors_picture_of_endless_sides_is_refused_by_the_header(siz
 async def test_the_limit_may_lie_above_pillows_own(size: tuple[int, int]) -> None:
     decoder = ImageDecoder(spec(), max_pixels=400_000_000, threads=1)
     with pytest.raises(InvalidImage, match="cannot be read"):  # past the header: there are no pixels behind it
-        await decoder.decode(png_that_claims(*size), field="body")
+        await decode(decoder, png_that_claims(*size))
     with pytest.raises(ImageTooLarge, match="more than 400000000 pixels"):
-        await decoder.decode(png_that_claims(20_001, 20_000), field="body")
+        await decode(decoder, png_that_claims(20_001, 20_000))
     decoder.close()
 
 
@@ -281,10 +282,10 @@ async def test_a_webp_is_refused_before_room_is_made_for_it(
     mode: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = ImageDecoder(spec(), max_pixels=39 * 52, threads=1)
-    assert (await decoder.decode(encoded(gradient(mode, (39, 52)), "WEBP", **options), field="body")).shape == (8, 8, 3)
+    assert (await decode(decoder, encoded(gradient(mode, (39, 52)), "WEBP", **options))).shape == (8, 8, 3)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
     with pytest.raises(ImageTooLarge) as refusal:
-        await decoder.decode(encoded(gradient(mode, (40, 52)), "WEBP", **options), field="body")
+        await decode(decoder, encoded(gradient(mode, (40, 52)), "WEBP", **options))
     assert refusal.value.value == "40x52"
     decoder.close()
 
@@ -296,7 +297,7 @@ async def test_what_unpacks_to_far_more_beside_the_pixels_is_no_harm(decoder: Im
     tracemalloc.start()
     try:
         with pytest.raises(InvalidImage):
-            await decoder.decode(picture[:33] + bomb + picture[33:], field="body")
+            await decode(decoder, picture[:33] + bomb + picture[33:])
         assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
     finally:
         tracemalloc.stop()
@@ -306,7 +307,7 @@ async def test_a_sliver_that_resizing_would_blow_up_is_refused() -> None:
     rule = spec(resize="shortest_side", resize_size=256, height=224, width=224)
     decoder = ImageDecoder(rule, max_pixels=MAX_PIXELS, threads=1)
     with pytest.raises(ImageTooLarge, match="so narrow"):
-        await decoder.decode(png_that_claims(100_000, 1), field="body")
+        await decode(decoder, png_that_claims(100_000, 1))
     decoder.close()
 
 
@@ -317,7 +318,7 @@ def test_a_mutated_picture_is_read_or_refused_and_nothing_else(decoder: ImageDec
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
-        pixels = asyncio.run(decoder.decode(bytes(content), field="body"))
+        pixels = asyncio.run(decode(decoder, bytes(content)))
     except ServiceError:
         return
     assert pixels.shape == (8, 8, 3)
@@ -336,7 +337,7 @@ async def test_a_png_of_endless_chunks_is_refused_before_pillow_reads_them(
 ) -> None:
     monkeypatch.setattr(Image, "open", None)
     with pytest.raises(InvalidImage, match="more than 10000 chunks"):
-        await decoder.decode(png_of_chunks(100_000, name), field="body")
+        await decode(decoder, png_of_chunks(100_000, name))
 
 
 def png_with(name: bytes, content: bytes) -> bytes:
@@ -363,7 +364,7 @@ async def test_what_takes_long_to_open_is_opened_in_a_thread(
         return opened(*args, **options)
 
     monkeypatch.setattr(Image, "open", noting)
-    np.testing.assert_array_equal(await decoder.decode(data, field="body"), np.asarray(gradient()))
+    np.testing.assert_array_equal(await decode(decoder, data), np.asarray(gradient()))
     assert [name.startswith("decode") for name in threads] == [True]
 
 
@@ -375,4 +376,4 @@ async def test_a_png_whose_pixels_end_early_is_refused(decoder: ImageDecoder, si
     chunk = b"IDAT" + content
     cut = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     with pytest.raises(InvalidImage, match="pixels end too early"):
-        await decoder.decode(whole[: whole.index(b"IDAT") - 4] + cut + whole[-12:], field="body")
+        await decode(decoder, whole[: whole.index(b"IDAT") - 4] + cut + whole[-12:])
