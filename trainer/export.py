@@ -54,6 +54,7 @@ from trainer.runs import (
 OPSET = 20
 PARITY_BATCH_SIZES = (1, 2, 3, 8)
 PARITY_PRIOR_STRENGTHS = (0.0, 1.0, 0.5)
+EVALUATED = (EVALUATION_FILE, CURVE_FILE, PLOT_FILE, SAMPLES_FILE)
 
 
 def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool) -> Bundle:
@@ -66,6 +67,7 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
     refuse_unknown_direction(direction)
     checkpoint = finished_checkpoint(folder)
     read_evaluation(folder)
+    evaluated = _evaluated(folder)
     target = output or Path("bundles") / checkpoint.recipe.name
     precisions: tuple[Precision, ...] = ("fp32", "fp16") if fp16 else ("fp32",)
     parity = expected_outputs(checkpoint, direction)
@@ -80,7 +82,7 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
             target,
             describe(checkpoint, folder, direction),
             models=files,
-            files={PARITY_FILE: parity.to_bytes(), **_evaluated(folder), **_classifier(checkpoint, direction)},
+            files={PARITY_FILE: parity.to_bytes(), **evaluated, **_classifier(checkpoint, direction)},
         )
     console.print(
         f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {target}; parity with PyTorch holds at "
@@ -117,9 +119,16 @@ def _classifier(checkpoint: Checkpoint, direction: str) -> dict[str, bytes]:
 
 
 def _evaluated(folder: Path) -> dict[str, Path]:
-    """Name the files of the evaluation; a run of an earlier release has no samples."""
-    names = (EVALUATION_FILE, CURVE_FILE, PLOT_FILE, SAMPLES_FILE)
-    return {name: folder / name for name in names if name != SAMPLES_FILE or (folder / name).exists()}
+    """Name the files of the evaluation; a run of an earlier release has no samples.
+
+    Raises:
+        TrainerError: another one is missing.
+    """
+    there = {name: folder / name for name in EVALUATED if (folder / name).is_file()}
+    for name in EVALUATED:
+        if name not in there and name != SAMPLES_FILE:
+            raise TrainerError(f"{folder / name}: is missing; run evaluate {folder}")
+    return there
 
 
 def serving_graph(checkpoint: Checkpoint, direction: str, *, half: bool = False) -> ServingGraph:

@@ -70,6 +70,12 @@ def test_a_graph_that_differs_from_pytorch_makes_no_bundle(
 def test_what_cannot_be_exported_is_said(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="--direction 'up': must be one of ema, dataset_mean"):
         export_run(finished_run, tmp_path / "bundle", direction="up", fp16=False)
+    partly = tmp_path / "partly"
+    partly.mkdir()
+    for name in ("checkpoint.safetensors", "evaluation.json"):
+        (partly / name).write_bytes((finished_run / name).read_bytes())
+    with pytest.raises(TrainerError, match=r"partly/tradeoff\.npz: is missing; run evaluate .*partly"):
+        export_run(partly, tmp_path / "bundle", direction="ema", fp16=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainerError, match="cannot be written"):
         export_run(finished_run, tmp_path / "file" / "bundle", direction="ema", fp16=False)
