@@ -239,17 +239,23 @@ async def taken(connection: Connection, left: int) -> None:
             await asyncio.sleep(0.01)
 
 
+async def closes_quietly(served: Served, reader: asyncio.StreamReader, at: tuple[int, ...]) -> None:
+    """Look at the connection at these seconds: it is open until the last of them, and closes with nothing said."""
+    connection = served.connection()
+    for seconds in at:
+        assert not connection.transport.is_closing()
+        connection.look(seconds, 10)
+    assert await asyncio.wait_for(reader.read(-1), 10) == b""
+    assert not served.service.metrics.registry.get_sample_value("evenkeel_errors_total", {"code": "head_too_slow"})
+
+
 async def test_a_connection_is_idle_once_the_rest_of_a_body_has_followed_its_answer(served: Served) -> None:
     reader, writer = await answered_early(served, 300_000)
     connection = served.connection()
     connection.look(0, 10)
     writer.write(b"a" * 300_000)
     await taken(connection, 0)
-    for seconds in (1, 5, 7):
-        assert not connection.transport.is_closing()
-        connection.look(seconds, 10)
-    assert await asyncio.wait_for(reader.read(-1), 10) == b""
-    assert not served.service.metrics.registry.get_sample_value("evenkeel_errors_total", {"code": "head_too_slow"})
+    await closes_quietly(served, reader, at=(1, 5, 7))
     writer.close()
 
 
@@ -279,11 +285,7 @@ async def test_the_rest_of_a_body_is_waited_for_after_its_answer_as_long_as_for_
     connection.look(0, 10)
     writer.write(b"a" * 1000)
     await taken(connection, 299_000)
-    for seconds in (9, 11):
-        assert not connection.transport.is_closing()
-        connection.look(seconds, 10)
-    assert await asyncio.wait_for(reader.read(-1), 10) == b""
-    assert not served.service.metrics.registry.get_sample_value("evenkeel_errors_total", {"code": "head_too_slow"})
+    await closes_quietly(served, reader, at=(9, 11))
     writer.close()
 
 
