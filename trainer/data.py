@@ -4,7 +4,6 @@ Pictures in memory live on the device as uint8; large ones are decoded in worker
 of (split, seed, epoch), so that a resumed run sees what an unbroken one would have seen. Knows no model.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,26 +42,8 @@ class Splits:
     class_counts: NDArray[np.int64]
 
     def fingerprint(self) -> str:
-        """Hash which pictures train the model: their bytes (or their paths in the source) and labels, in order.
-
-        Of shards, the rows and what ``Shards.fingerprint`` takes: reading all pictures would take hours.
-        """
-        digest = hashlib.sha256(self.train.labels.tobytes())
-        if isinstance(self.train.rows, ShardPictures):
-            digest.update(self.train.rows.fingerprint())
-            return digest.hexdigest()
-        pictures = [_content(row["image"] or {}) for row in self.train.rows]
-        # What all paths begin with says where the pictures lie, not which they are.
-        paths = [one for one in pictures if isinstance(one, str)]
-        top = len(os.path.commonprefix(paths))  # noqa: RUF071 - any beginning will do, and this one never fails
-        for one in pictures:
-            digest.update(one if isinstance(one, bytes) else hashlib.sha256(one[top:].encode()).digest())
-        return digest.hexdigest()
-
-
-def _content(image: dict[str, Any]) -> bytes | str:
-    """Take the hash of a picture's bytes, or its path."""
-    return hashlib.sha256(image["bytes"]).digest() if image.get("bytes") else str(image.get("path"))
+        """Hash which pictures train the model, wherever they lie (``Table.identity``)."""
+        return self.train.identity()
 
 
 def load_splits(recipe: Recipe) -> Splits:

@@ -19,12 +19,12 @@ from service.tradeoff import accuracy_curve, best_alpha
 from trainer.checkpoint import Checkpoint, finished_checkpoint
 from trainer.classifiers import Classifier
 from trainer.data import Pixels, load_splits
-from trainer.errors import writing
+from trainer.errors import TrainerError, writing
 from trainer.evaluate import evaluate_branches
 from trainer.head import unit
 from trainer.inference import Branches, branches_of, extract_features
 from trainer.progress import console
-from trainer.runs import direction_of, restore_model, with_data
+from trainer.runs import direction_of, refuse_other_classes, restore_model, with_data
 from trainer.train import choose_device
 
 DIRECTIONS_FILE = "directions.json"
@@ -35,10 +35,20 @@ Labels = NDArray[np.int64]
 
 
 def compare_directions(folder: Path, *, data: str | None, device_name: str) -> None:
-    """Measure every direction of a finished run, print the table and write ``directions.json``."""
+    """Measure every direction of a finished run, print the table and write ``directions.json``.
+
+    Raises:
+        TrainerError: a run that has not ended, or data of other classes or with other training pictures.
+    """
     checkpoint = finished_checkpoint(folder)
     recipe, device = with_data(checkpoint.recipe, data), choose_device(device_name)
     splits = load_splits(recipe)
+    refuse_other_classes(checkpoint, splits)
+    if splits.fingerprint() != checkpoint.data_fingerprint:
+        raise TrainerError(
+            f"--data: {recipe.data.source} holds other training pictures than the run was trained on, which give "
+            "the directions; give the data set of the training"
+        )
     model = restore_model(checkpoint, device)
     train = Pixels(splits.train, recipe, device, name="training images")
     test = Pixels(splits.test, recipe, device, name="test images")
@@ -160,9 +170,26 @@ def _per_slice(factual: NDArray[Any], parts: list[NDArray[Any]], labels: Labels,
 
 
 def _best_per_slice(factual: NDArray[Any], parts: list[NDArray[Any]], labels: Labels) -> dict[str, Any]:
-    grid = np.stack(np.meshgrid(*[SLICE_GRID] * len(parts)), axis=-1).reshape(-1, len(parts))
-    tried = (_per_slice(factual, parts, labels, alphas.tolist()) for alphas in grid)
-    return max(tried, key=lambda one: one["accuracy"])
+    """Find the best alphas on the grid: all of it for two slices, one slice after another for more.
+
+    Slice after slice, from the best common alpha on, until no slice gains: a grid of K slices has ``13 ** K`` points.
+    """
+    if len(parts) <= 2:
+        grid = np.stack(np.meshgrid(*[SLICE_GRID] * len(parts)), axis=-1).reshape(-1, len(parts)).tolist()
+        return _best(factual, parts, labels, grid)
+    best = _best(factual, parts, labels, [[float(alpha)] * len(parts) for alpha in SLICE_GRID])
+    while True:
+        before = best["accuracy"]
+        for head in range(len(parts)):
+            alphas = best["alphas"]
+            tried = [[*alphas[:head], float(alpha), *alphas[head + 1 :]] for alpha in SLICE_GRID]
+            best = _best(factual, parts, labels, [alphas, *tried])
+        if best["accuracy"] == before:
+            return best
+
+
+def _best(factual: NDArray[Any], parts: list[NDArray[Any]], labels: Labels, tried: list[list[float]]) -> dict[str, Any]:
+    return max((_per_slice(factual, parts, labels, alphas) for alphas in tried), key=lambda one: one["accuracy"])
 
 
 def _print(report: dict[str, Any], folder: Path) -> None:

@@ -60,9 +60,8 @@ def features_of(
 
 def _fingerprint(run: Path, splits: Splits) -> str:
     digest = hashlib.sha256((run / CHECKPOINT_FILE).read_bytes())
-    digest.update(splits.fingerprint().encode())
-    for table in (splits.test, splits.validation):
-        digest.update(b"" if table is None else table.labels.tobytes())
+    for table in (splits.train, splits.test, splits.validation):
+        digest.update(b"" if table is None else table.state().encode())
     return digest.hexdigest()[:12]
 
 

@@ -21,7 +21,6 @@ from trainer.errors import writing
 from trainer.inference import extract_features
 from trainer.model import LongTailClassifier
 from trainer.progress import console
-from trainer.shards import ShardPictures
 from trainer.table import Table
 
 
@@ -78,22 +77,8 @@ def _fingerprint(backbone: nn.Module, table: Table, recipe: Recipe) -> str:
     for name, tensor in backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    if isinstance(table.rows, ShardPictures):
-        digest.update(table.rows.fingerprint())
-        return digest.hexdigest()[:16]
-    for row in table.rows:
-        digest.update(_content(row["image"] or {}))
+    digest.update(table.state().encode())
     return digest.hexdigest()[:16]
-
-
-def _content(image: dict[str, bytes | str | None]) -> bytes:
-    """Take the hash of a picture's bytes, or its path with size and time of its last change."""
-    content = image.get("bytes")
-    if isinstance(content, bytes) and content:
-        return hashlib.sha256(content).digest()
-    path = Path(str(image.get("path")))
-    facts = path.stat() if path.is_file() else None
-    return f"{path} {facts and (facts.st_size, facts.st_mtime_ns)}".encode()
 
 
 def _read(file: Path, rows: int) -> Tensor | None:

@@ -1,7 +1,12 @@
 """The labelled pictures of one split, not yet decoded, and what each is called in messages. Knows no classes' names."""
 
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,9 @@ from numpy.typing import NDArray
 
 from trainer.errors import TrainerError
 from trainer.shards import ShardPictures, Shards
+
+HEAD_BYTES = 4096
+"""Of a picture's file, read to tell it from another of its name and size."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,32 @@ class Table:
             raise TrainerError(f"{name}: holds no picture; mend or remove the row")
         return (str(image["path"]) if image["bytes"] is None else BytesIO(image["bytes"])), name
 
+    def identity(self) -> str:
+        """Hash which pictures and labels these are, in order, wherever they lie.
+
+        Embedded pictures count by their bytes; files by their paths behind what all paths begin with, by their sizes
+        and their first ``HEAD_BYTES``; shards by what ``ShardPictures.fingerprint`` takes. Reading all may take hours.
+        """
+        return self._hash(_identities)
+
+    def state(self) -> str:
+        """Hash the pictures and labels as they are now, so that what was computed of them is found again.
+
+        As ``identity``, but a file counts by its path, its size and the time of its last change, and is not read.
+        """
+        return self._hash(_states)
+
+    def _hash(self, of_files: Callable[[list[str]], Iterable[bytes]]) -> str:
+        digest = hashlib.sha256(self.labels.tobytes())
+        if isinstance(self.rows, ShardPictures):
+            digest.update(self.rows.fingerprint())
+            return digest.hexdigest()
+        pictures = [row["image"] or {} for row in self.rows]
+        files = iter(of_files([str(image.get("path")) for image in pictures if not image.get("bytes")]))
+        for image in pictures:
+            digest.update(hashlib.sha256(image.get("bytes") or next(files)).digest())
+        return digest.hexdigest()
+
     def _name(self, index: int, image: dict[str, Any] | None) -> str:
         path = image["path"] if image is not None else None
         if path is not None and image is not None and image["bytes"] is None:
@@ -92,3 +126,25 @@ def _pictures(rows: Dataset | Shards, image: str) -> Dataset | ShardPictures:
         raise TrainerError(
             f"data.image_column: {image!r} must hold the bytes or the path of pictures, got {rows.features[image]}"
         ) from error
+
+
+def _identities(paths: list[str]) -> Iterator[bytes]:
+    top = len(os.path.commonprefix(paths))  # noqa: RUF071 - any beginning will do, and this one never fails
+    with ThreadPoolExecutor() as readers:
+        for path, content in zip(paths, readers.map(_beginning, paths), strict=True):
+            yield path[top:].encode() + content
+
+
+def _beginning(path: str) -> bytes:
+    """Take a file's size and its first bytes; nothing of one that cannot be read, which is told where it is decoded."""
+    try:
+        with Path(path).open("rb") as file:
+            return b" %d " % os.fstat(file.fileno()).st_size + file.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _states(paths: list[str]) -> Iterator[bytes]:
+    for path in map(Path, paths):
+        facts = path.stat() if path.is_file() else None
+        yield f"{path} {facts and (facts.st_size, facts.st_mtime_ns)}".encode()

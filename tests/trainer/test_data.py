@@ -16,9 +16,12 @@ from tests.trainer.tiny import (
     write_image_folder,
     write_lists,
 )
+from trainer.checkpoint import CHECKPOINT_FILE
 from trainer.config import Recipe, load_recipe
 from trainer.data import Pixels, Splits, decode, load_splits
 from trainer.errors import TrainerError
+from trainer.features import features_of
+from trainer.model import LongTailClassifier
 
 CPU = torch.device("cpu")
 LARGE = ("data.in_memory=false", "data.num_workers=0")
@@ -178,6 +181,35 @@ def test_the_fingerprint_tells_pictures_and_labels_but_not_where_they_lie(folder
     assert load_splits(folder_recipe(moved)).fingerprint() == before
     (moved / "train" / "class 0" / "0.png").rename(moved / "train" / "class 0" / "another.png")
     assert load_splits(folder_recipe(moved)).fingerprint() != before
+
+
+def test_another_picture_under_the_same_name_is_another_training_set(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    picture = other / "train" / "class 0" / "0.png"
+    before = picture.stat()
+    picture.write_bytes(png(4321))
+    assert picture.stat().st_size == before.st_size, "else the size would tell"
+    assert load_splits(folder_recipe(other)).fingerprint() != load_splits(folder_recipe(folder)).fingerprint()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_features_of_pictures_that_have_changed_are_computed_anew(tmp_path: Path, split: str) -> None:
+    folder = write_image_folder(tmp_path / "pictures")
+    recipe, device = folder_recipe(folder), CPU
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / CHECKPOINT_FILE).write_bytes(b"any")
+    model = LongTailClassifier(recipe, 3)
+
+    def features() -> torch.Tensor:
+        found = features_of(run, model, recipe, load_splits(recipe), device=device, cache=tmp_path / "cache")
+        return getattr(found, split).features
+
+    before = features()
+    assert torch.equal(features(), before)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    (folder / split / "class 1" / "0.png").write_bytes(png(4321))
+    assert not torch.equal(features(), before)
 
 
 def test_the_fingerprint_of_embedded_pictures_is_that_of_their_bytes(digits: Splits) -> None:

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainer.tiny import write_image_folder
 from trainer.checkpoint import load_checkpoint
-from trainer.directions import candidate_directions, compare_directions, measure, slice_cosines
+from trainer.directions import (
+    SLICE_GRID,
+    _best_per_slice,
+    candidate_directions,
+    compare_directions,
+    measure,
+    slice_cosines,
+)
+from trainer.errors import TrainerError
 from trainer.runs import restore_model
 
 
@@ -63,3 +72,32 @@ def test_one_alpha_for_all_slices_is_a_special_case_of_one_for_each(finished_run
     measured = measure(direction, model.head, seen, (tested, np.arange(80) % 10), checkpoint)
     assert measured["chosen_per_slice"]["alphas"] == pytest.approx([measured["chosen"]["alpha"]] * 2)
     assert measured["chosen_per_slice"]["accuracy"] == measured["chosen"]["accuracy"]
+
+
+def test_data_of_other_classes_or_pictures_gives_no_directions(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    message = r"classes \(3: class 0, class 1, class 2\) are not .* \(10: .*, \.\.\.\); give"
+    with pytest.raises(TrainerError, match=message):
+        compare_directions(run, data=str(write_image_folder(tmp_path / "p", train=60)), device_name="cpu")
+    others = write_image_folder(tmp_path / "q", classes=10, train=60)
+    for place in list(others.glob("*/class *")):
+        place.rename(place.with_name(place.name.replace("class", "digit")))
+    with pytest.raises(TrainerError, match="other training pictures than the run was trained on"):
+        compare_directions(run, data=str(others), device_name="cpu")
+    assert not (run / "directions.json").exists()
+
+
+def test_many_slices_are_searched_one_after_another() -> None:
+    random = np.random.default_rng(0)
+    factual, labels = random.normal(size=(60, 5)), random.integers(0, 5, 60)
+    parts = [random.normal(size=(60, 5)) for _ in range(8)]
+    best = _best_per_slice(factual, parts, labels)
+
+    def accuracy(alphas: list[float]) -> float:
+        logits = factual - sum(alpha * part for alpha, part in zip(alphas, parts, strict=True))
+        return float((logits.argmax(axis=1) == labels).mean())
+
+    assert best["accuracy"] == accuracy(best["alphas"]) >= max(accuracy([float(alpha)] * 8) for alpha in SLICE_GRID)
+    for head in range(8):  # no slice alone could do better
+        moved = ([*best["alphas"][:head], float(alpha), *best["alphas"][head + 1 :]] for alpha in SLICE_GRID)
+        assert max(map(accuracy, moved)) == best["accuracy"]

@@ -97,7 +97,7 @@ def test_an_alpha_that_is_no_number_is_refused(finished_run: Path, alpha: float)
 
 
 def test_other_classes_cannot_be_evaluated(run_copy: Path, pictures: Path) -> None:
-    with pytest.raises(TrainerError, match=r"--data .*its classes are not those that the model was trained on"):
+    with pytest.raises(TrainerError, match=r"--data: its classes .* are not those that the model was trained on"):
         evaluate_run(run_copy, data=str(write_image_folder(run_copy / "p", train=60)), device_name="cpu", alphas=[])
 
 
