@@ -6,7 +6,17 @@ from pathlib import Path
 
 
 class TrainerError(Exception):
-    """A fault in what was asked for; the message names the field, the value and the remedy."""
+    """A fault in what was asked for; the message names the field, the value and the remedy.
+
+    What is not printable, such as a terminal's control sequences in a name out of a file, is escaped.
+
+    Example:
+        >>> print(TrainerError("unexpected: \\x1b[31mred"))
+        unexpected: \\x1b[31mred
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in message))
 
 
 @contextmanager

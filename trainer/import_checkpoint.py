@@ -40,7 +40,7 @@ def import_checkpoint(file: Path, recipe: Recipe, folder: Path, *, renames: list
 
     Raises:
         TrainerError: a folder that holds a run, a file that cannot be read or would run code, keys or shapes that do
-            not fit the recipe's model: all of them, by name.
+            not fit the recipe's model: all of them, by name; weights whose logits are not finite. No run is left then.
     """
     with writing(folder):
         if (folder / CHECKPOINT_FILE).exists():
@@ -64,7 +64,11 @@ def import_checkpoint(file: Path, recipe: Recipe, folder: Path, *, renames: list
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    conclude(checkpoint, model.on(device), folder, train=train, test=test, validation=splits.validation)
+    try:
+        conclude(checkpoint, model.on(device), folder, train=train, test=test, validation=splits.validation)
+    except BaseException:
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # what was not evaluated is no run, and may be tried again
+        raise
     console.print(f"{file.name} imported into {folder}. Export it: python -m trainer export {folder}", soft_wrap=True)
 
 
@@ -74,7 +78,7 @@ def matched(
     """Name the published tensors as the model does: its whole state dict.
 
     Raises:
-        TrainerError: every key that is missing, unexpected, of another shape or not finite.
+        TrainerError: every key that is missing, unexpected, of another kind or shape, or not finite.
     """
     wanted = model.state_dict()
     found: dict[str, tuple[str, Tensor]] = {"head.momentum_direction": ("embed", published.direction)}

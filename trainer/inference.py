@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.classifiers import Classifier
 from trainer.data import Pixels
+from trainer.errors import TrainerError
 from trainer.head import folded_branches, unit
 from trainer.model import LongTailClassifier, channels_last
 from trainer.progress import track
@@ -68,7 +69,16 @@ def feature_means(model: LongTailClassifier, pixels: Pixels, description: str) -
 def branches_of(
     features: Tensor, labels: NDArray[np.int64], head: Classifier, direction: Tensor | None = None
 ) -> Branches:
-    """Compute both branches of features [N, D], by the momentum direction or another one [D]."""
+    """Compute both branches of features [N, D], by the momentum direction or another one [D].
+
+    Raises:
+        TrainerError: logits that are not finite.
+    """
     folded = head.cpu().fold(direction)
     factual, counterfactual, cosine = (part.numpy() for part in folded_branches(features, folded))
+    if not (np.isfinite(factual).all() and np.isfinite(counterfactual).all()):
+        raise TrainerError(
+            "the model's logits hold a NaN or an infinity: its weights are too large to compute with; take those of "
+            "another checkpoint, or train anew with a lower optimizer.learning_rate"
+        )
     return Branches(factual, counterfactual, cosine, labels)

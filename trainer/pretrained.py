@@ -17,7 +17,7 @@ from trainer.checkpoint import CHECKPOINT_FILE, finished_checkpoint
 from trainer.config import BackboneConfig
 from trainer.errors import TrainerError
 from trainer.lora import add_lora, merge_lora
-from trainer.matching import key_faults
+from trainer.matching import bare_names, key_faults
 from trainer.published import read_torch_file
 
 AnyBackbone = CifarResNet32 | SmallCnn | TimmBackbone
@@ -44,12 +44,16 @@ def load_weights(backbone: AnyBackbone, config: BackboneConfig, spec: InputSpec)
     weights = _run_weights(source, spec) if _is_run(source) else read_weights(source)
     wanted = backbone.state_dict()
     ignored = _classifier_keys(backbone)
-    found = {}
+    found: dict[str, tuple[str, Tensor]] = {}
+    faults = []
     for key, value in weights.items():
-        if not key.startswith(ignored):
-            names = (key, f"model.{key}")
-            found[next((name for name in names if name in wanted), key)] = (key, value)
-    if faults := key_faults(wanted, found):
+        if key.startswith(ignored):
+            continue
+        name = next((name for name in (key, f"model.{key}") if name in wanted), key)
+        if name in found:
+            faults.append(f"twice: {key} and {found[name][0]} are both {name}")
+        found[name] = (key, value)
+    if faults := faults + key_faults(wanted, found):
         listed = "\n  ".join(faults)
         raise TrainerError(
             f"backbone.weights {source}: do not fit {config.name} ({len(faults)} faults):\n  {listed}\n"
@@ -127,7 +131,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if wrong or not content:
         held = ", ".join(wrong[:5]) or "nothing"
         raise TrainerError(f"backbone.weights {file}: must hold tensors by name, got {held}")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    try:
+        return bare_names(content)
+    except ValueError as error:
+        raise TrainerError(f"backbone.weights {file}: {error}") from error
 
 
 def _classifier_keys(backbone: AnyBackbone) -> tuple[str, ...]:

@@ -2,9 +2,9 @@
 
     {"state_dict_best" or "state_dict": {"feat_model": {...}, "classifier": {...}}, "embed": NumPy vector, ...}
 
-Keys may begin with ``module.``. Nothing in the file is run: torch reads it with ``weights_only``, and where it names
-NumPy's own constructors, stand-ins of this module take their place, which build an array of plain numbers from its
-bytes or refuse. Knows no model of ours.
+Keys may begin with ``module.``; ``embed`` may be a tensor too, and a single row [1, D]. Nothing in the file is run:
+torch reads it with ``weights_only``, and where it names NumPy's own constructors, stand-ins of this module take their
+place, which build an array of plain numbers from its bytes or refuse. Knows no model of ours.
 """
 
 import warnings
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from trainer.errors import TrainerError
+from trainer.matching import bare_names, shape, unlike_numbers
 
 STATE_KEYS = ("state_dict_best", "state_dict")
 PARTS = ("feat_model", "classifier")
 NUMBERS = {"f2", "f4", "f8", "i4", "i8", "u1", "b1"}
-PREFIX = "module."
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,10 @@ def _tensors(part: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
     for name, value in part.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise TrainerError(f"{where}.{name}: must be a tensor with a name, got {type(value).__name__}")
-    has_prefix = bool(part) and all(name.startswith(PREFIX) for name in part)
-    return {name.removeprefix(PREFIX) if has_prefix else name: value.detach() for name, value in part.items()}
+    try:
+        return {name: value.detach() for name, value in bare_names(part).items()}
+    except ValueError as error:
+        raise TrainerError(f"{where} {error}") from error
 
 
 def _direction(embed: object, file: Path) -> Tensor:
@@ -99,10 +101,13 @@ def _direction(embed: object, file: Path) -> Tensor:
             f"{file}: embed must be a NumPy vector, the momentum direction, got {type(embed).__name__}; without it "
             "there is no TDE"
         )
+    if unlike := unlike_numbers(embed):
+        raise TrainerError(f"{file}: embed must be a vector of plain floating-point numbers, got one {unlike}")
     vector = embed.detach().float().flatten()
-    if vector.numel() != max(embed.shape, default=0) or not vector.isfinite().all() or not vector.any():
+    is_vector = embed.dim() in {1, 2} and embed.numel() == embed.shape[-1]
+    if not is_vector or not vector.isfinite().all() or not vector.any():
         raise TrainerError(
-            f"{file}: embed must be a vector of finite numbers that are not all 0, got shape {list(embed.shape)}"
+            f"{file}: embed must be a vector of finite numbers that are not all 0, got shape {shape(embed)}"
         )
     return vector
 

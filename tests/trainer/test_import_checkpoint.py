@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainer.test_matching import STRANGE
 from tests.trainer.tiny import tiny_recipe
-from trainer.checkpoint import finished_checkpoint
+from trainer.checkpoint import CHECKPOINT_FILE, finished_checkpoint
 from trainer.config import Recipe, load_recipe
 from trainer.errors import TrainerError
 from trainer.export import export_run
@@ -75,6 +76,24 @@ def test_the_direction_is_read_whatever_its_type_and_the_files_age(tmp_path: Pat
     assert (list(read.backbone), list(read.classifier)) == (["a"], ["weight"])
 
 
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_direction_that_is_no_plain_vector_is_refused(tmp_path: Path, kind: str) -> None:
+    content = {"state_dict": {"feat_model": {}, "classifier": {}}, "embed": STRANGE[kind]}
+    with pytest.raises(TrainerError, match=f"embed must be a vector of plain floating-point numbers, got one {kind}"):
+        read_published(saved(content, tmp_path / "f"))
+
+
+def test_a_direction_may_be_a_row_and_a_prefix_stand_before_some_names(tmp_path: Path) -> None:
+    backbone = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    content: dict[str, Any] = {"state_dict": {"feat_model": backbone, "classifier": {}}, "embed": np.ones((1, 3))}
+    read = read_published(saved(content, tmp_path / "f"))
+    assert read.direction.shape == (3,)
+    assert list(read.backbone) == ["a", "b"]
+    backbone["a"] = torch.zeros(1)
+    with pytest.raises(TrainerError, match=r"feat_model holds both 'a' and 'module\.a'"):
+        read_published(saved(content, tmp_path / "f"))
+
+
 class Hostile:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -121,10 +140,12 @@ def test_a_truncated_file_is_refused_in_a_line(finished_run: Path, tmp_path: Pat
         ({"state_dict": {"classifier": {}}}, "its state dict holds 'classifier'; it must hold feat_model"),
         ([1, 2], "holds a list"),
         ({"state_dict": {"feat_model": {"a": 3}, "classifier": {}}}, "feat_model.a: must be a tensor"),
+        ({"state_dict": {"feat_model": {"\x1b[31m": 3}, "classifier": {}}}, r"feat_model.\\x1b\[31m: must be a tensor"),
         ({"state_dict": {"feat_model": {}, "classifier": {}}}, "embed must be a NumPy vector"),
         ({"state_dict": {"feat_model": {}, "classifier": {}}, "embed": np.zeros(3)}, "that are not all 0"),
         ({"state_dict": {"feat_model": {}, "classifier": {}}, "embed": np.full(3, np.nan)}, "finite numbers"),
         ({"state_dict": {"feat_model": {}, "classifier": {}}, "embed": np.ones((2, 2))}, r"got shape \[2, 2\]"),
+        ({"state_dict": {"feat_model": {}, "classifier": {}}, "embed": np.ones((2, 1))}, r"got shape \[2, 1\]"),
     ],
 )
 def test_another_layout_is_said(tmp_path: Path, content: object, message: str) -> None:
@@ -156,6 +177,21 @@ def test_a_mismatch_is_named_key_by_key(finished_run: Path, tmp_path: Path) -> N
         assert fault in message
     assert "(7 faults)" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_too_large_to_compute_with_leave_no_run(finished_run: Path, tmp_path: Path) -> None:
+    content = published(finished_run)
+    backbone = content["state_dict_best"]["feat_model"]
+    right = backbone["layers.2.1.weight"]
+    backbone["layers.2.1.weight"] = right.double() * 1e300
+    with pytest.raises(TrainerError, match=r"value: feat_model\.layers\.2\.1\.weight holds a NaN or an infinity"):
+        import_it(content, tmp_path)
+    backbone["layers.2.1.weight"] = torch.full_like(right, 3e38)
+    with pytest.raises(TrainerError, match="the model's logits hold a NaN or an infinity"):
+        import_it(content, tmp_path)
+    assert not (tmp_path / "run" / CHECKPOINT_FILE).exists()
+    backbone["layers.2.1.weight"] = right
+    assert finished_checkpoint(import_it(content, tmp_path)).is_finished()
 
 
 def test_keys_of_the_backbone_can_be_renamed_and_counters_be_missing(finished_run: Path, tmp_path: Path) -> None:

@@ -74,6 +74,28 @@ def test_every_key_that_does_not_fit_is_named(tmp_path: Path) -> None:
         assert fault in said
 
 
+def test_what_is_no_plain_number_and_what_is_there_twice_is_named(tmp_path: Path) -> None:
+    state = timm_state()
+    first, second, third = list(state)[:3]
+    state[first] = torch.empty_like(state[first], device="meta")
+    state[second] = state[second].to(torch.complex64)
+    state[f"model.{third}"] = state[third]
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(TrainerError) as refused:
+        fill(tmp_path / "w.pt")
+    said = str(refused.value)
+    for fault in (
+        "(3 faults)",
+        f"kind: {first} is on the meta device",
+        f"kind: {second} is of torch.complex64",
+        f"twice: model.{third} and {third} are both model.{third}",
+    ):
+        assert fault in said
+    torch.save({"a": torch.ones(1), "module.a": torch.ones(1)}, tmp_path / "w.pt")
+    with pytest.raises(TrainerError, match=r"w\.pt: holds both 'a' and 'module\.a'"):
+        fill(tmp_path / "w.pt")
+
+
 def test_weights_of_another_network_are_refused(finished_run: Path) -> None:
     with pytest.raises(TrainerError, match=r"do not fit test_resnet \(\d+ faults\)(.|\n)*set backbone.name"):
         fill(finished_run)
