@@ -1,11 +1,17 @@
 """Training transforms: whole batches on the device, or one picture in a worker process (torchvision).
 
-Both read the same ``AugmentConfig``; drawn policies and Cutout are the same code. Randomness comes from torch's global
-generator.
+Both read the same ``AugmentConfig``, but in another order, which is another distribution of pictures:
+
+in memory: drawn policy, padded crop and flip, colour jitter, Cutout;
+from workers: resize and crop as in serving (or ``random_resized_crop``), padded crop, flip, colour jitter, drawn
+policy, Cutout.
+
+Drawn policies and Cutout are the same code. Randomness comes from torch's global generator.
 """
 
 import kornia.augmentation as kornia
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
@@ -13,6 +19,7 @@ from torchvision.transforms import v2
 from service.bundle import InputSpec
 from trainer.config import AugmentConfig
 from trainer.distributed import on_device
+from trainer.pixels import to_pixels
 from trainer.policies import POLICIES, Policy, change
 
 
@@ -30,18 +37,16 @@ def batch_augmentation(config: AugmentConfig, spec: InputSpec) -> nn.Module:
 
 
 def policy_augmentation(config: AugmentConfig, spec: InputSpec) -> nn.Module:
-    """Make the drawn changes of pixels uint8 [N, 3, H, W]; they come before all else and may span several batches."""
+    """Make the drawn changes of pixels uint8 [N, 3, H, W]; where they come among the others, the module says."""
     return nn.Identity() if config.policy == "none" else _Drawn(POLICIES[config.policy], spec)
 
 
 def sample_augmentation(config: AugmentConfig, spec: InputSpec) -> v2.Transform:
     """Make the transform of one RGB picture of any size to pixels uint8 [3, H, W]."""
     size = (spec.height, spec.width)
-    interpolation = v2.InterpolationMode(spec.interpolation)
-    crop: v2.Transform = v2.Resize(size, interpolation=interpolation)
+    steps: list[nn.Module] = [_AsServed(spec)]
     if config.random_resized_crop:
-        crop = v2.RandomResizedCrop(size, interpolation=interpolation)
-    steps: list[v2.Transform] = [crop]
+        steps = [v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode(spec.interpolation))]
     if config.crop_padding:
         steps.append(v2.RandomCrop(size, padding=config.crop_padding))
     if config.horizontal_flip:
@@ -132,6 +137,17 @@ class _Cutout(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return cutout(pixels, self.size, self.fill) if self.size else pixels
+
+
+class _AsServed(nn.Module):
+    """Resizes and crops one picture by the rule that evaluation and serving follow."""
+
+    def __init__(self, spec: InputSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        return Image.fromarray(to_pixels(image, self.spec))
 
 
 class _OfOne(nn.Module):

@@ -17,6 +17,10 @@ TRAINING_VERSION = 1
 POLICIES_VERSION = 2
 """The same for drawn policies alone. 2: some pixels differ by 1 of 255, or lie halfway between two, from those of 1."""
 
+CROPS_VERSION = 2
+"""The same for pictures that ``input.resize=shortest_side`` crops and ``random_resized_crop`` does not. 2: cropped as
+in serving; 1 squeezed them."""
+
 NOT_IN_KEY: dict[str, bool | set[str]] = {
     "name": True,
     "alpha": True,
@@ -105,6 +109,9 @@ def training_key(recipe: Recipe, data_fingerprint: str) -> str:
     settings |= {"loss": loss, "in_memory": recipe.data.in_memory, "data": data_fingerprint}
     if recipe.augment.policy != "none":
         settings["policies"] = POLICIES_VERSION
+    drawn = recipe.augment.random_resized_crop or recipe.backbone.frozen  # frozen: of pictures as they are
+    if recipe.input.resize == "shortest_side" and not drawn:
+        settings["crops"] = CROPS_VERSION
     if recipe.data.stream:
         settings["shuffle_window"] = recipe.data.shuffle_window
     content = json.dumps({"version": TRAINING_VERSION, **settings}, sort_keys=True)

@@ -189,7 +189,11 @@ def rand_augment(count: int, *, operations: int = 2, level: int = 9) -> list[Dra
 
 
 def trivial_augment(count: int) -> list[Draw]:
-    """Draw one operation for each picture, and its level of 0 to 30."""
+    """Draw one operation for each picture, and its level of 0 to 30.
+
+    This is the paper's "RA" variant: operations and ranges of RandAugment. Its "Wide" one, torchvision's
+    ``TrivialAugmentWide``, shears, shifts, rotates and enhances farther.
+    """
     return [_signed(_any_operation(count), torch.randint(31, (count,)).double() / 30)]
 
 

@@ -16,6 +16,7 @@ from trainer.augment import (
     to_unit_range,
 )
 from trainer.config import AugmentConfig
+from trainer.pixels import to_pixels
 
 SPEC = InputSpec(height=8, width=8, resize="exact", mean=(0, 0, 0), std=(1, 1, 1))
 BATCH = torch.stack([torch.from_numpy(pixels(seed)).permute(2, 0, 1) for seed in range(16)])
@@ -94,6 +95,17 @@ def test_one_picture_of_any_size_becomes_the_models_pixels(size: tuple[int, int]
     changed = transform(Image.fromarray(pixels(1, *size)))
     assert (changed.shape, changed.dtype) == ((3, 8, 8), torch.uint8)
     assert not torch.equal(changed, transform(Image.fromarray(pixels(1, *size))))
+
+
+@pytest.mark.parametrize("crop", ["after_resize", "with_resize"])
+@pytest.mark.parametrize("size", [(16, 64), (40, 9), (8, 8)])
+def test_where_no_crop_is_drawn_training_sees_what_evaluation_and_serving_see(crop: str, size: tuple[int, int]) -> None:
+    spec = InputSpec(
+        height=8, width=8, resize="shortest_side", resize_size=10, crop=crop, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    image = Image.fromarray(pixels(1, *size))
+    seen = sample_augmentation(AugmentConfig(), spec)(image)
+    assert torch.equal(seen, torch.from_numpy(to_pixels(image, spec).copy()).permute(2, 0, 1))
 
 
 def test_cutout_puts_one_square_of_the_mean_colour_on_each_picture() -> None:

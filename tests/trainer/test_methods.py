@@ -27,6 +27,17 @@ def test_what_changes_the_weights_changes_the_key(setting: str) -> None:
     assert key(setting) != key()
 
 
+def test_only_pictures_that_training_crops_as_serving_does_count_by_how_that_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large, cropped = "data.in_memory=false", "input={height: 8, width: 8, mean: [0, 0, 0], std: [1, 1, 1]%s}"
+    cropped %= ", resize: shortest_side, resize_size: 9"
+    kinds = ((large,), (large, cropped, "augment.random_resized_crop=true"), (large, cropped))
+    before = [key(*settings) for settings in kinds]
+    monkeypatch.setattr("trainer.methods.CROPS_VERSION", 3)
+    assert [key(*settings) == old for settings, old in zip(kinds, before, strict=True)] == [True, True, False]
+
+
 def test_other_pictures_have_another_key() -> None:
     assert key(fingerprint="other") != key()
 
