@@ -138,18 +138,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return read_checkpoint(path, Recipe)
 
 
-def read_checkpoint(path: Path, kind: type[RecipeT]) -> Checkpoint[RecipeT]:
+def describe_checkpoint(path: Path) -> Checkpoint:
+    """Read a classifier's checkpoint but for its tensors, which may be large; raises as ``read_checkpoint`` does."""
+    return read_checkpoint(path, Recipe, with_tensors=False)
+
+
+def read_checkpoint(path: Path, kind: type[RecipeT], *, with_tensors: bool = True) -> Checkpoint[RecipeT]:
     """Read a checkpoint from its file or from the run's folder.
 
     Args:
         path: of either.
         kind: which recipes will do; ``BaseRecipe`` takes those of every task.
+        with_tensors: false leaves out weights and all other tensors.
 
     Raises:
         TrainerError: no file, a file that is not a checkpoint, one of another format version, or of another task.
     """
     file = _file_of(path)
-    metadata, tensors = _read(file, with_tensors=True)
+    metadata, tensors = _read(file, with_tensors=with_tensors)
     try:
         state = json.loads(metadata["state"])
         recipe = recipe_class(_task_in(state)).model_validate(state["recipe"])
@@ -203,7 +209,9 @@ def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, str], dict[str, 
             names = opened.keys() if with_tensors else ()
             tensors = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise TrainerError(f"{file}: is not a readable checkpoint ({error})") from error
+        raise TrainerError(
+            f"{file}: is not a readable checkpoint ({error}); put a whole copy there, or remove it and train again"
+        ) from error
     if metadata.get("evenkeel") != FORMAT_VERSION:
         raise TrainerError(
             f"{file}: has checkpoint format {metadata.get('evenkeel')!r}, this version reads {FORMAT_VERSION!r}; "

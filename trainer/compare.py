@@ -14,10 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
 from trainer.alpha import choose_alpha
-from trainer.checkpoint import CHECKPOINT_FILE, Checkpoint, finished_checkpoint, load_checkpoint, task_of
+from trainer.checkpoint import (
+    CHECKPOINT_FILE,
+    Checkpoint,
+    describe_checkpoint,
+    finished_checkpoint,
+    refuse_unfinished,
+)
 from trainer.classifiers import Classifier
 from trainer.comparison import DATA_FILE, PLOT_FILE, TABLE_FILE, Row, terminal_table, write_comparison
 from trainer.comparison_plot import plot_comparison
@@ -32,14 +37,12 @@ from trainer.knobs import Knobs, choose_knobs, lean_left
 from trainer.methods import METHODS, recipe_of, training_key
 from trainer.posthoc import POSTHOC
 from trainer.posthoc.features import LabelledFeatures
-from trainer.progress import console
+from trainer.progress import console, print_table
 from trainer.runs import restore_model, train_run
 from trainer.train import choose_device
 
 PUBLISHED_ALPHAS = {"cifar10_lt": 1.0, "cifar100_lt": 1.5, "imagenet_lt": 3.0}
 """Tang et al. 2020, by the beginning of a recipe's name."""
-WIDEST = 120
-"""Columns that the table may take where the terminal is narrower or there is none."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Comparison:
         methods: names in ``METHODS``.
         seeds: of training.
         output: folder of trainings, kept features and results.
-        runs: folders of finished runs, or folders of such folders, to take over where they fit.
-        alpha: reported beside the chosen one; None: the published one of the recipe, if it has one.
+        runs: finished runs, or folders in which such runs lie one level deep, to take over where they fit.
+        alpha: reported beside the chosen one, finite; None: the published one of the recipe, if it has one.
         device_name: auto, cpu or cuda.
     """
 
@@ -99,8 +102,7 @@ def compare_methods(wanted: Comparison) -> list[Row]:
         rows.sort(key=lambda row: (wanted.methods.index(row.method), row.seed))
         write_comparison(rows, about, wanted.output)
         plot_comparison(rows, f"{wanted.recipe}: methods compared", wanted.output / PLOT_FILE)
-    table = terminal_table(rows, f"{wanted.recipe}: {test_images} test images, accuracy and ECE in %")
-    Console(file=console.file, width=max(console.width, WIDEST)).print(table)  # a number cut short helps no one
+    print_table(terminal_table(rows, f"{wanted.recipe}: {test_images} test images, accuracy and ECE in %"))
     names = ", ".join((TABLE_FILE, DATA_FILE, PLOT_FILE))
     console.print(f"written to {wanted.output}: {names}", soft_wrap=True)
     return rows
@@ -117,6 +119,11 @@ def _trainings(wanted: Comparison) -> Iterator[tuple[Trained, list[str]]]:
             splits = _open(recipe, opened)
             key = training_key(recipe, splits.fingerprint())
             plan.setdefault(key, (recipe, splits, []))[2].append(method)
+    if wanted.runs:
+        fit = len(plan.keys() & adoptable.keys())
+        console.print(
+            f"--runs: {len(adoptable)} finished runs, which fit {fit} of {len(plan)} trainings", soft_wrap=True
+        )
     for number, (key, (recipe, splits, methods)) in enumerate(plan.items(), 1):
         folder = adoptable.get(key) or _folder_of(wanted.output, key, f"{methods[0]}-seed{recipe.seed}")
         what = f"[{number}/{len(plan)}] seed {recipe.seed}: {', '.join(methods)}"
@@ -143,22 +150,25 @@ def _open(recipe: Recipe, opened: dict[str, Splits]) -> Splits:
 
 
 def _adoptable(folders: list[Path]) -> dict[str, Path]:
-    """Find the finished runs in folders, by their keys."""
+    """Find the finished runs in folders, by their keys; what is no such run is passed over with the reason."""
     found: dict[str, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise TrainerError(f"--runs {folder}: is no folder; name runs, or a folder that holds runs")
         for run in sorted({folder, *folder.iterdir()}):
-            if _is_finished(run):
-                checkpoint = load_checkpoint(run)
-                found.setdefault(training_key(checkpoint.recipe, checkpoint.data_fingerprint), run)
+            if not (run / CHECKPOINT_FILE).is_file():
+                continue
+            try:
+                checkpoint = refuse_unfinished(describe_checkpoint(run), run)
+            except TrainerError as error:
+                console.print(f"--runs: passed over {error}", soft_wrap=True)
+                continue
+            found.setdefault(training_key(checkpoint.recipe, checkpoint.data_fingerprint), run)
     return found
 
 
 def _is_finished(run: Path) -> bool:
-    if not (run / CHECKPOINT_FILE).is_file() or task_of(run) != "classification":
-        return False
-    return load_checkpoint(run).is_finished()
+    return (run / CHECKPOINT_FILE).is_file() and describe_checkpoint(run).is_finished()
 
 
 def _measure(
@@ -205,10 +215,12 @@ def _choices(
     validation = None if features.validation is None else _branches(features.validation, classifier)
     mean_cosine = train.cosine.mean(axis=0, dtype=np.float64).tolist()
     chosen = choose_alpha(recipe.alpha, mean_cosine, validation, counts.tolist())
-    alpha = _published(recipe.name) if alpha is None else alpha
+    published = _published(recipe.name)
     choices = {"plain": Knobs(0.0, 0.0, "none"), "TDE": Knobs(chosen.value, 0.0, chosen.chosen_by)}
     if alpha is not None:
-        choices["TDE, published alpha"] = Knobs(alpha, 0.0, "published")
+        choices["TDE, given alpha"] = Knobs(alpha, 0.0, "given")
+    elif published is not None:
+        choices["TDE, published alpha"] = Knobs(published, 0.0, "published")
     choices["prior"] = Knobs(0.0, 1.0, "published")
     choices["both"] = choose_knobs(recipe.alpha, train, validation, counts, lean)
     return choices
@@ -227,4 +239,6 @@ def _command(wanted: Comparison, method: str, seed: int) -> str:
     """Write the command that makes one row again."""
     parts = ["python", "-m", "trainer", "compare", wanted.recipe, "--methods", method, "--seeds", str(seed)]
     parts += [part for setting in wanted.settings for part in ("--set", setting)]
+    parts += [] if wanted.alpha is None else ["--alpha", str(wanted.alpha)]
+    parts += [] if wanted.device_name == "auto" else ["--device", wanted.device_name]
     return shlex.join(parts)

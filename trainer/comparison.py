@@ -20,7 +20,8 @@ TABLE_FILE, DATA_FILE, PLOT_FILE = "comparison.md", "comparison.json", "comparis
 VARIANTS = {
     "plain": "alpha 0, no prior correction",
     "TDE": "alpha chosen without the test set",
-    "TDE, published alpha": "the alpha that the paper, or --alpha, gives",
+    "TDE, published alpha": "the alpha that the paper gives",
+    "TDE, given alpha": "the alpha that --alpha gives",
     "prior": "prior correction of strength 1, alpha 0",
     "both": "alpha and prior strength chosen together, without the test set",
 }
@@ -141,13 +142,18 @@ def _markdown(
         seeds = ", ".join(str(row.seed) for row in one.rows)
         yield from _pipes([one.method, one.variant, seeds, *one.knobs(), *map(one.text, columns)])
     yield ""
-    yield from (f"- *{name}*: {meaning}." for name, meaning in VARIANTS.items())
+    shown = {one.variant for one in summaries}
+    yield from (f"- *{name}*: {meaning}." for name, meaning in VARIANTS.items() if name in shown)
     yield ""
     yield from _pipes(["method", "seed", "epochs", "training", "afterwards", "device", "command"])
     yield from _pipes(["---"] * 7)
     for row in {(row.method, row.seed): row for row in rows}.values():
-        times = f"{row.training_seconds / 60:.1f} min", f"{row.posthoc_seconds:.1f} s"
+        times = _duration(row.training_seconds), _duration(row.posthoc_seconds)
         yield from _pipes([row.method, str(row.seed), str(row.epochs), *times, row.device, f"`{row.command}`"])
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
 def _pipes(cells: list[str]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from trainer.errors import TrainerError, writing
 from trainer.evaluate import evaluate_branches
 from trainer.head import unit
 from trainer.inference import Branches, branches_of, extract_features
-from trainer.progress import console
+from trainer.progress import console, print_table
 from trainer.runs import direction_of, refuse_other_classes, restore_model, with_data
 from trainer.train import choose_device
 
@@ -204,7 +204,7 @@ def _print(report: dict[str, Any], folder: Path) -> None:
         accuracies += [one["test_optimum_per_slice_for_information"]["accuracy"], max(optima)]
         cosine = f"{np.mean(one['cosine_with_ema']):.3f}"
         table.add_row(name, cosine, f"{one['chosen']['alpha']:.2f}", *(f"{100 * part:.1f}" for part in accuracies))
-    console.print(table)
+    print_table(table)
     console.print(
         "cosine: with the moving average, mean over the slices. The last three columns, best on, have seen the test "
         f"labels and are for information; written to {folder / DIRECTIONS_FILE}",

@@ -5,10 +5,18 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
+WIDEST = 1000
+"""Columns that a table may take where the terminal is narrower or there is none: a number cut short helps no one."""
 Item = TypeVar("Item")
 console = Console(stderr=True, markup=False, emoji=False)
 """Takes what it is given as it is: a path or a name may look like rich's markup."""
+
+
+def print_table(table: Table) -> None:
+    """Print a table with every cell whole; a terminal that is too narrow breaks its lines."""
+    Console(file=console.file, width=WIDEST, quiet=console.quiet).print(table)
 
 
 def track(items: Iterable[Item], description: str, *, total: int) -> Iterator[Item]:

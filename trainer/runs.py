@@ -31,7 +31,7 @@ from trainer.inference import branches_of, extract_features, feature_means
 from trainer.lora import merge_lora
 from trainer.model import LongTailClassifier
 from trainer.plots import plot_tradeoff
-from trainer.progress import console
+from trainer.progress import console, print_table
 from trainer.run_folder import holds_run, write_recipe
 from trainer.showcase import write_showcase
 from trainer.table import Table
@@ -295,10 +295,10 @@ def _print(report: dict[str, Any], folder: Path) -> None:
         for row in part["accuracy"]:
             numbers = (f"{100 * row[column]:.1f}" for column in columns)
             table.add_row(name, f"{row['alpha']:.3f}", f"{row['prior_strength']:g}", *numbers)
-    console.print(table)
+    print_table(table)
     ema = report["directions"]["ema"]
     if ema["calibration"]:
-        console.print(_calibration_table(report))
+        print_table(_calibration_table(report))
     else:
         console.print(f"probabilities are not calibrated: {report['not_calibrated_as']}", soft_wrap=True)
     console.print(

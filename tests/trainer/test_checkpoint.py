@@ -17,6 +17,7 @@ from trainer.checkpoint import (
     AlphaChoice,
     Checkpoint,
     EpochRecord,
+    describe_checkpoint,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -94,12 +95,21 @@ def test_no_checkpoint_is_said_with_what_to_name(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nowhere")
 
 
+def test_a_description_is_the_checkpoint_without_its_tensors(tmp_path: Path) -> None:
+    whole = load_checkpoint(save_checkpoint(make_checkpoint(), tmp_path))
+    described = describe_checkpoint(tmp_path)
+    assert (described.recipe, described.history) == (whole.recipe, whole.history)
+    assert whole.model
+    assert not described.model
+
+
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 100, 1500, -1, -20])
 def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
     file = save_checkpoint(make_checkpoint(), tmp_path)
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(TrainerError, match=f"{file}: is not a readable checkpoint"):
-        load_checkpoint(file)
+    for read in (load_checkpoint, describe_checkpoint):
+        with pytest.raises(TrainerError, match=f"{file}: is not a readable checkpoint .*; put a whole copy there, or"):
+            read(file)
 
 
 @pytest.mark.parametrize("content", [b"\x80\x04\x95pickle", b"\xff" * 64, b"\x00" * 64])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from trainer.comparison import DATA_FILE, TABLE_FILE, Row, summarise, terminal_table, write_comparison
+from trainer.comparison import DATA_FILE, TABLE_FILE, VARIANTS, Row, summarise, terminal_table, write_comparison
 from trainer.comparison_plot import plot_comparison
 
 ROW = Row(
@@ -36,7 +36,7 @@ ROWS = [
     row(0.40),
     row(0.43, seed=1),
     row(0.44, seed=2),
-    row(0.30, method="cosine"),
+    row(0.30, method="cosine", training_seconds=2.04),
     row(0.48, seed=1, variant="both", alpha=1.2, prior_strength=0.5),
 ]
 
@@ -66,7 +66,11 @@ def test_the_files_hold_every_row_and_the_summaries(tmp_path: Path) -> None:
     assert data["summaries"][1]["mean"]["accuracy"] == pytest.approx(0.47)
     lines = (tmp_path / "new" / TABLE_FILE).read_text().splitlines()
     assert "| linear | both | 0, 1 | 1.10 | 0.50 | 47.0 ± 1.4 | 38.0 ± 0.0 | 10.0 ± 0.0 | 25.0 ± 0.0 |" in lines
-    assert "| cosine | 0 | 2 | 1.5 min | 0.0 s | cpu: test | `python -m trainer compare x` |" in lines
+    assert "| linear | 0 | 2 | 1.5 min | 0.0 s | cpu: test | `python -m trainer compare x` |" in lines
+    assert "| cosine | 0 | 2 | 2.0 s | 0.0 s | cpu: test | `python -m trainer compare x` |" in lines
+    assert [line for line in lines if line.startswith("- *")] == [
+        f"- *{name}*: {VARIANTS[name]}." for name in ("plain", "both")
+    ]
     widths = {line.count("|") for line in lines if line.startswith("| linear | ") and "command" not in line}
     assert widths == {10, 8}
 

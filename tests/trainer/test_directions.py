@@ -48,9 +48,14 @@ def test_the_cosine_of_two_directions_is_told_by_slice() -> None:
     assert slice_cosines(one, other, 2) == [1.0, 0.0]
 
 
-def test_the_moving_average_measured_anew_is_what_evaluation_says(finished_run: Path, tmp_path: Path) -> None:
+def test_the_moving_average_measured_anew_is_what_evaluation_says(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     compare_directions(run, data=None, device_name="cpu")
+    said = capsys.readouterr().err
+    assert "centred_principal" in said
+    assert "…" not in said, "no cell of the table is cut short"
     report = json.loads((run / "directions.json").read_text())
     evaluation = json.loads((run / "evaluation.json").read_text())["directions"]
     for name in ("ema", "dataset_mean"):

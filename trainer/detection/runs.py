@@ -22,7 +22,7 @@ from trainer.detection.training import DetectorTraining, create_detector
 from trainer.distributed import is_first, join_processes, leave_processes
 from trainer.errors import TrainerError, writing
 from trainer.folder_lock import sole_run
-from trainer.progress import console
+from trainer.progress import console, print_table
 from trainer.run_folder import holds_run, write_recipe
 from trainer.train import choose_device
 
@@ -148,7 +148,7 @@ def _evaluate(
                 np.array([one.size for one in samples], np.float32),
             )
             np.savez_compressed(folder / SAMPLES_FILE, images=images, sizes=sizes)
-    console.print(table_of(report))
+    print_table(table_of(report))
     console.print(
         f"default alpha {report['alpha']:.3g}, chosen by {report['chosen_by']}; written to {evaluation}", soft_wrap=True
     )
