@@ -1,6 +1,7 @@
 """The command line: train, evaluate, compare, export, of either task. It wires the parts together, no more."""
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,15 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="Train a de-confounded classifier or detector on long-tailed images, evaluate it over alpha, export it.",
 )
+
+
+def _finite(given: float | list[float] | None) -> float | list[float] | None:
+    """Refuse an alpha that is no number at once, before anything is loaded or trained."""
+    for alpha in given if isinstance(given, list) else [given]:
+        if alpha is not None and not math.isfinite(alpha):
+            raise TrainerError(f"--alpha: must be a finite number, got {alpha}")
+    return given
+
 
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe's key; may be repeated.")
@@ -38,7 +48,9 @@ def train(  # noqa: PLR0917 - typer calls it by name
     recipe: Annotated[str, typer.Argument(help="Name of a recipe that comes with evenkeel, or a .yaml file.")],
     settings: Settings = None,
     data: DataSource = None,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run [default: runs/NAME].")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run.", show_default="runs/NAME")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -62,10 +74,12 @@ def train(  # noqa: PLR0917 - typer calls it by name
 def evaluate(  # noqa: PLR0917 - typer calls it by name
     run: Run,
     data: DataSource = None,
-    alpha: Annotated[list[float] | None, typer.Option(help="Also report this alpha; may be repeated.")] = None,
+    alpha: Annotated[
+        list[float] | None, typer.Option(help="Also report this alpha; may be repeated.", callback=_finite)
+    ] = None,
     split: Annotated[str, typer.Option(help="test, or of a detector train.")] = "test",
     steps: Annotated[
-        int | None, typer.Option(min=2, help="Alphas over the range, of a detector [default: its alpha_steps].")
+        int | None, typer.Option(min=2, help="Alphas over the range, of a detector.", show_default="its alpha_steps")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -92,12 +106,17 @@ def compare(  # noqa: PLR0917 - typer calls it by name
     settings: Settings = None,
     data: DataSource = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of runs and results [default: runs/compare-NAME].")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of runs and results.", show_default="runs/compare-NAME"),
     ] = None,
     runs: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Take over finished runs that fit, from here; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Take over what fits: a run, or the runs right in a folder; repeatable."),
     ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Alpha to report beside the chosen one.")] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Alpha to report beside the chosen one.", show_default="the published one", callback=_finite),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Train what is missing and put methods side by side; called again, it goes on where it stopped."""
@@ -158,7 +177,7 @@ def directions(run: Run, data: DataSource = None, device: Device = "auto") -> No
 @app.command()
 def export(
     run: Run,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="The bundle [default: bundles/NAME].")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="The bundle.", show_default="bundles/NAME")] = None,
     direction: Annotated[str, typer.Option(help="ema (of training) or dataset_mean.")] = "ema",
     fp16: Annotated[bool, typer.Option(help="Also write model.fp16.onnx for GPUs; not of a detector.")] = True,
 ) -> None:
@@ -181,7 +200,9 @@ def export(
 def explain(
     run: Run,
     output: Annotated[Path, typer.Option(metavar="FILE", help="The picture to write, such as grid.png.")],
-    alpha: Annotated[float | None, typer.Option(help="Of the TDE maps [default: the run's].")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Of the TDE maps.", show_default="the run's", callback=_finite)
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures to show, of those that evaluate chose.")] = 6,
 ) -> None:
     """Draw where in test pictures the logit of the true class comes from, at alpha 0 and by TDE."""
@@ -194,7 +215,7 @@ def explain(
 def curves(
     run: Run,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The picture to write [default: curves.png in RUN].")
+        Path | None, typer.Option(metavar="FILE", help="The picture to write.", show_default="curves.png in RUN")
     ] = None,
 ) -> None:
     """Draw training curves, and the norms of weights and features by class; also while training goes on."""

@@ -94,7 +94,9 @@ class AugmentConfig(Section):
     horizontal_flip: bool = False
     color_jitter: NonNegative = Field(0, description="strength of brightness, contrast and saturation changes")
     policy: Literal["none", "auto", "rand", "trivial"] = Field(
-        "none", description="drawn changes: AutoAugment's CIFAR-10 policy, RandAugment (2 of level 9), TrivialAugment"
+        "none",
+        description="drawn changes: AutoAugment's CIFAR-10 policy, RandAugment (2 of level 9), or one operation of "
+        "TrivialAugment within RandAugment's ranges, which are narrower than those of TrivialAugment (Wide)",
     )
     cutout: int = Field(0, ge=0, le=4096, description="side of a square of the mean colour, put anywhere")
     mixup: NonNegative = Field(0, description="a of Beta(a, a): how two pictures and their losses are mixed")
@@ -197,7 +199,9 @@ class ScheduleConfig(Section):
     warmup_epochs: float = Field(0, ge=0, le=2**31, description="a share of an epoch will do")
     warmup_start: Share = Field(1 / 3, description="share of the learning rate that the warm-up starts from")
     decay: Literal["constant", "steps", "cosine"] = "constant"
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[int, ...] = Field(
+        (), description="epochs after which the rate falls; those from the last epoch on have no effect"
+    )
     step_factor: Positive = 0.01
 
     @model_validator(mode="after")
@@ -206,6 +210,8 @@ class ScheduleConfig(Section):
             raise ValueError(f"milestones and decay=steps belong together, got {self.milestones} and {self.decay!r}")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise, got {list(self.milestones)}")
+        if self.milestones and self.milestones[0] < 1:
+            raise ValueError(f"milestones are epochs and must be 1 or more, got {list(self.milestones)}")
         return self
 
 

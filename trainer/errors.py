@@ -1,8 +1,11 @@
 """What the command line shows to people without a traceback."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class TrainerError(Exception):
@@ -25,6 +28,5 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrainerError(
-            f"{folder}: cannot be written ({error.strerror}); free space there, or use another folder"
-        ) from error
+        remedy = "free space there, or use another folder" if error.errno in FULL else "use another folder"
+        raise TrainerError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error

@@ -83,6 +83,10 @@ def test_an_override_may_hold_a_whole_section_an_equals_sign_and_scientific_nota
         ("schedule.epochs=0", "schedule.epochs: .*greater than or equal to 1, got 0"),
         ("schedule.milestones=[1]", r"schedule: milestones and decay=steps belong together, got \(1,\) and 'cosine'"),
         ("schedule={epochs: 3, decay: steps, milestones: [2, 1]}", r"schedule: milestones must rise, got \[2, 1\]"),
+        (
+            "schedule={epochs: 3, decay: steps, milestones: [0, 1]}",
+            r"schedule: milestones .* be 1 or more, got \[0, 1\]",
+        ),
         ("data.long_tail.profile=linear", "profile: .*'none', 'exponential' or 'step', got 'linear'"),
         ("data.long_tail={imbalance_factor: 5}", "data.long_tail: imbalance_factor needs a profile"),
         ("data.long_tail.imbalance_factor=0.5", "imbalance_factor: .*greater than or equal to 1, got 0.5"),

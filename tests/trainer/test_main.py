@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 from tests.trainer.tiny import NO_TAIL, TWO_EPOCHS, write_image_folder
-from trainer.__main__ import main
+from trainer.__main__ import app, main
 from trainer.checkpoint import CHECKPOINT_FILE, load_checkpoint
+from trainer.progress import console
 from trainer.runs import read_evaluation
 
 Command = Callable[..., tuple[int, str]]
@@ -48,6 +50,19 @@ def test_help_names_every_command(command: Command) -> None:
         assert command(name, "--help")[0] == 0
 
 
+def test_help_shows_every_description_and_default_whole(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 300)
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, one in commands.items():
+        status, said = command(name, "--help")
+        assert status == 0
+        for parameter in one.params:
+            assert (parameter.help or "") in said
+            if isinstance(parameter.show_default, str):
+                assert f"[default: ({parameter.show_default})]" in said
+    assert "[default: (runs/NAME)]" in command("train", "--help")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -60,6 +75,12 @@ def test_help_names_every_command(command: Command) -> None:
         (["export", "/no/such/run"], "no checkpoint there"),
         (["export", "/no/such/run", "--direction", "up"], "--direction 'up': must be one of ema, dataset_mean"),
         (["samples", "/no/such/run", "--output", "x"], "no checkpoint there"),
+        (["compare", "digits_lt", "--alpha", "nan"], "--alpha: must be a finite number, got nan"),
+        (["evaluate", "/no/such/run", "--alpha", "1", "--alpha", "inf"], "--alpha: must be a finite number, got inf"),
+        (
+            ["explain", "/no/such/run", "--output", "x.png", "--alpha", "nan"],
+            "--alpha: must be a finite number, got nan",
+        ),
     ],
 )
 def test_a_fault_ends_with_one_message_and_status_1(
@@ -99,7 +120,9 @@ def test_messages_keep_square_brackets(command: Command) -> None:
     assert "--set 'name=[red]x[/red]'" in output
 
 
-def test_train_evaluate_and_samples_from_a_folder(command: Command, tmp_path: Path) -> None:
+def test_train_evaluate_and_samples_from_a_folder(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / ("a folder with a name longer than a line of YAML: " + "x " * 40 + "é")
     pictures, run = write_image_folder(place, train=4), tmp_path / "run"
     quick = settings(*TWO_EPOCHS, *NO_TAIL, "batch_size=4")
@@ -112,9 +135,12 @@ def test_train_evaluate_and_samples_from_a_folder(command: Command, tmp_path: Pa
 
     status, said = command("train", "digits_lt", "--data", pictures, *quick, "--output", run)
     assert (status, "holds a run already; go on with --resume" in said) == (1, True)
+    monkeypatch.setattr(console, "_width", 40)
     status, said = command("evaluate", run, "--alpha", "1.25", "--device", "cpu")
     assert status == 0, said
     assert "1.250" in said
+    assert "dataset_mean" in said
+    assert "…" not in said, "no cell of the table is cut short"
     assert 1.25 in [row["alpha"] for row in read_evaluation(run)["directions"]["ema"]["accuracy"]]
     assert command("evaluate", run, "--alpha", "nan")[0] == 1
     status, said = command("samples", run, "--output", tmp_path / "samples", "--count", "2")
