@@ -7,12 +7,13 @@ Knows neither data nor losses.
 
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.nn.functional import all_reduce
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +23,27 @@ from trainer.progress import console
 
 PATIENCE = timedelta(hours=2)  # that ranks wait for each other; the death of one is seen at once
 LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+
+class Launch:
+    """What the processes of one ``torchrun`` remember together, those that it starts again included; others, nothing.
+
+    It lies in the store of ``torchrun`` itself, and ends with it: no later one takes it for its own.
+    """
+
+    store: Store | None = None
+
+    def note_begun(self, folder: Path) -> None:
+        """Note that training into a folder has begun."""
+        if self.store is not None:
+            self.store.set(str(folder), "")
+
+    def has_begun(self, folder: Path) -> bool:
+        """Tell whether this ``torchrun`` has begun to train into a folder: then it goes on by itself."""
+        return self.store is not None and self.store.check([str(folder)])
+
+
+launch = Launch()
 
 
 def join_processes(device: torch.device, batch_size: int) -> None:
@@ -45,6 +67,7 @@ def join_processes(device: torch.device, batch_size: int) -> None:
             )
         torch.cuda.set_device(local_rank)
     store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
+    launch.store = PrefixStore("training has begun into", store)
     # torchrun keeps its store over a restart, and with it the addresses of processes that are dead.
     store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -59,11 +82,6 @@ def leave_processes() -> bool:
         distributed.barrier()
         distributed.destroy_process_group()
     return first
-
-
-def is_restarted() -> bool:
-    """Tell whether ``torchrun`` has started this process again after a failure: then it goes on by itself."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def refuse_several_processes(command: str, remedy: str) -> None:
