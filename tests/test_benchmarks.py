@@ -35,14 +35,17 @@ def test_the_table_shows_every_figure_with_its_goal() -> None:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    report.write(FIGURES, {"processor": "one"}, {"Tiny model": "What it is."}, tmp_path)
+    runs = {"Tiny model": "commit abc, `make bench`"}
+    report.write(FIGURES, {"processor": "one"}, {"Tiny model": "What it is."}, runs, tmp_path)
     assert report.read(tmp_path) == FIGURES
+    assert report.read_runs(tmp_path) == runs
     assert json.loads((tmp_path / "results.json").read_text())["figures"][1]["verdict"] == "MISS"
     page = (tmp_path / "RESULTS.md").read_text()
     for line in (
         "- processor: one",
         "## Tiny model",
         "What it is.",
+        "Measured at commit abc, `make bench`.",
         "| p99, evenkeel / FastAPI | 0.75 | ≤ 0.5 | **MISS** |  |",
     ):
         assert line in page
@@ -74,6 +77,26 @@ def test_an_unknown_part_is_refused_with_those_there_are(capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         command.main(["tyni_model"])
     assert "there is no part tyni_model; the parts are tiny_model" in capsys.readouterr().err
+
+
+def test_a_run_of_one_part_leaves_the_others_to_the_runs_that_found_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = {"GPU": "commit abc, `make bench`", "Envelopes": "commit abc, `make bench`"}
+    written = {}
+
+    def write(figures: object, machine: object, remarks: object, runs: dict[str, str]) -> None:
+        written.update(runs)
+
+    skipped = Figure("GPU", command.SKIPPED, None, note="there is no GPU")
+    monkeypatch.setattr(report, "write", write)
+    monkeypatch.setattr(report, "read_runs", lambda: dict(before))
+    monkeypatch.setattr(
+        command, "_measure", lambda name, _: [skipped if name == "gpu" else Figure("Envelopes", "x", 1)]
+    )
+    command.main(["gpu", "envelopes"])
+    assert written["GPU"] == before["GPU"]
+    assert "`python -m tests.benchmarks gpu envelopes`" in written["Envelopes"]
 
 
 def test_a_part_that_cannot_be_measured_here_keeps_what_another_machine_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tests.benchmarks import report
 from tests.benchmarks.load import NoLoadGenerator
-from tests.benchmarks.machine import describe
+from tests.benchmarks.machine import describe, describe_run
 from tests.benchmarks.result import Figure
 from tests.benchmarks.workplace import Skipped, Workplace
 
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     workplace = Workplace(scale=0.2) if asked.quick else Workplace()
     found: dict[str, list[Figure]] = {}
+    runs = report.read_runs()
     for name in asked.parts or PARTS:
         console.log(f"measuring {name}")
         try:
@@ -57,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.show(console, found[name])
         if not asked.quick:  # after each part: whatever comes, what was measured is kept
             command = " ".join(["make bench" if not asked.parts else "python -m tests.benchmarks", *asked.parts])
-            report.write(_with_those_kept(found), describe(command), {_title(part): _remark(part) for part in PARTS})
+            if found[name][0].what != SKIPPED:
+                runs[_title(name)] = describe_run(command)
+            report.write(_with_those_kept(found), describe(), {_title(part): _remark(part) for part in PARTS}, runs)
     report.show(console, _with_those_kept(found))
 
 

@@ -13,18 +13,21 @@ from service.cores import available_cores
 PACKAGES = ("onnxruntime-gpu", "numpy", "pillow", "fastapi", "uvicorn", "uvloop", "torch", "timm")
 
 
-def describe(command: str) -> dict[str, str]:
-    """Return what to know of this machine, and the command and the commit that were run."""
+def describe() -> dict[str, str]:
+    """Return what to know of this machine."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return {
         "processor": f"{_processor()}, {available_cores()} cores, which server and load generator share",
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": versions,
-        "commit": _commit(),
-        "load": f"{os.getloadavg()[2]:.1f} processes over the last 15 minutes; far above 2, others worked here too",
-        "command": f"`{command}`",
     }
+
+
+def describe_run(command: str) -> str:
+    """Say what was run: the commit, the command, and how busy the machine was with it and with others."""
+    load = f"{os.getloadavg()[2]:.1f} processes over the last 15 minutes"
+    return f"commit {_commit()}, `{command}`, load {load}"
 
 
 def _processor() -> str:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,19 +29,39 @@ def show(console: Console, figures: Sequence[Figure]) -> None:
     console.print(table)
 
 
-def write(figures: Sequence[Figure], machine: dict[str, Any], remarks: dict[str, str], folder: Path = FOLDER) -> None:
-    """Write results.json and RESULTS.md."""
-    content = {"machine": machine, "remarks": remarks, "figures": [figure.to_json() for figure in figures]}
+def write(
+    figures: Sequence[Figure],
+    machine: dict[str, str],
+    remarks: dict[str, str],
+    runs: dict[str, str],
+    folder: Path = FOLDER,
+) -> None:
+    """Write results.json and RESULTS.md.
+
+    Args:
+        figures: of all parts, those that were not run now as well.
+        machine: what is the same for all parts.
+        remarks: what is to be known of each part.
+        runs: by which run each part's figures were found.
+        folder: where to.
+    """
+    content = {"machine": machine, "runs": runs, "remarks": remarks, "figures": [one.to_json() for one in figures]}
     (folder / "results.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    (folder / "RESULTS.md").write_text(page(figures, machine, remarks))
+    (folder / "RESULTS.md").write_text(page(figures, machine, remarks, runs))
 
 
-def page(figures: Sequence[Figure], machine: dict[str, Any], remarks: dict[str, str]) -> str:
-    """Return the results as Markdown: the machine, then a table a part with its remark above it."""
-    lines = ["# Benchmarks: the last whole run", "", "`make bench` writes this file. A missed goal stays in it.", ""]
+def page(figures: Sequence[Figure], machine: dict[str, str], remarks: dict[str, str], runs: dict[str, str]) -> str:
+    """Return the results as Markdown: the machine, then a table a part with its remark and its run above it."""
+    lines = [
+        "# Benchmarks: the last run of each part",
+        "",
+        "`make bench` writes this file. A missed goal stays in it.",
+        "",
+    ]
     lines += [f"- {name}: {value}" for name, value in machine.items()]
     for part, its in groupby(figures, key=lambda figure: figure.part):
         lines += ["", f"## {part}", "", remarks.get(part, ""), ""]
+        lines += [f"Measured at {runs[part]}.", ""] if part in runs else []
         lines += ["| what | measured | goal | | note |", "| --- | ---: | --- | --- | --- |"]
         lines += [f"| {f.what} | {f.shown} | {f.goal or ''} | {_strong(f.verdict)} | {f.note} |" for f in its]
     return "\n".join(lines) + "\n"
@@ -59,6 +78,12 @@ def read(folder: Path = FOLDER) -> list[Figure]:
         goal = row.pop("goal")
         found.append(Figure(**row, goal=Goal(**goal) if goal else None))
     return found
+
+
+def read_runs(folder: Path = FOLDER) -> dict[str, str]:
+    """Return by which run each part of results.json was found."""
+    file = folder / "results.json"
+    return dict(json.loads(file.read_text())["runs"]) if file.exists() else {}
 
 
 def _strong(verdict: str) -> str:
