@@ -103,10 +103,10 @@ class Table:
         if isinstance(self.rows, ShardPictures):
             digest.update(self.rows.fingerprint())
             return digest.hexdigest()
-        pictures = [row["image"] or {} for row in self.rows]
-        files = iter(of_files([str(image.get("path")) for image in pictures if not image.get("bytes")]))
-        for image in pictures:
-            digest.update(hashlib.sha256(image.get("bytes") or next(files)).digest())
+        pictures = [_embedded(row["image"] or {}) for row in self.rows]  # not their bytes: all may be more than fits
+        files = iter(of_files([one for one in pictures if isinstance(one, str)]))
+        for one in pictures:
+            digest.update(hashlib.sha256(next(files)).digest() if isinstance(one, str) else one)
         return digest.hexdigest()
 
     def _name(self, index: int, image: dict[str, Any] | None) -> str:
@@ -128,6 +128,11 @@ def _pictures(rows: Dataset | Shards, image: str) -> Dataset | ShardPictures:
         ) from error
 
 
+def _embedded(image: dict[str, Any]) -> bytes | str:
+    """Take the hash of a picture's bytes, or its path."""
+    return hashlib.sha256(image["bytes"]).digest() if image.get("bytes") else str(image.get("path"))
+
+
 def _identities(paths: list[str]) -> Iterator[bytes]:
     top = len(os.path.commonprefix(paths))  # noqa: RUF071 - any beginning will do, and this one never fails
     with ThreadPoolExecutor() as readers:
@@ -140,7 +145,7 @@ def _beginning(path: str) -> bytes:
     try:
         with Path(path).open("rb") as file:
             return b" %d " % os.fstat(file.fileno()).st_size + file.read(HEAD_BYTES)
-    except OSError:
+    except (OSError, ValueError):  # the latter for a name that no file can have
         return b""
 
 

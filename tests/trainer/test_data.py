@@ -1,4 +1,6 @@
+import hashlib
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -181,6 +183,27 @@ def test_the_fingerprint_tells_pictures_and_labels_but_not_where_they_lie(folder
     assert load_splits(folder_recipe(moved)).fingerprint() == before
     (moved / "train" / "class 0" / "0.png").rename(moved / "train" / "class 0" / "another.png")
     assert load_splits(folder_recipe(moved)).fingerprint() != before
+
+
+def test_of_embedded_pictures_only_one_is_held_at_a_time_while_they_are_hashed(digits: Splits) -> None:
+    class Picture(dict[str, bytes]):
+        alive = most = 0
+
+        def __init__(self, number: int) -> None:
+            super().__init__(bytes=bytes([number]))
+            Picture.alive += 1
+            Picture.most = max(Picture.most, Picture.alive)
+
+        def __del__(self) -> None:
+            Picture.alive -= 1
+
+    expected = hashlib.sha256(np.arange(9).tobytes())
+    for number in range(9):
+        expected.update(hashlib.sha256(bytes([number])).digest())
+    rows = ({"image": Picture(number)} for number in range(9))
+    table = replace(digits.train, rows=rows, labels=np.arange(9))
+    assert table.identity() == expected.hexdigest()
+    assert Picture.most <= 2
 
 
 def test_another_picture_under_the_same_name_is_another_training_set(folder: Path, tmp_path: Path) -> None:
