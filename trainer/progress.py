@@ -19,13 +19,26 @@ def print_table(table: Table) -> None:
     Console(file=console.file, width=WIDEST, quiet=console.quiet).print(table)
 
 
-def track(items: Iterable[Item], description: str, *, total: int) -> Iterator[Item]:
-    """Draw a bar while the items are taken; where no one watches, draw nothing."""
-    with progress_bar() as bar:
-        yield from bar.track(items, total=total, description=description)
+def track(
+    items: Iterable[Item], description: str, *, total: int, done: int = 0, transient: bool = False
+) -> Iterator[Item]:
+    """Draw a bar while the items are taken; where no one watches, draw nothing.
+
+    Args:
+        items: those that are left.
+        description: stands before the bar.
+        total: how many items there are, with those done.
+        done: how many of them were taken before.
+        transient: whether the bar goes away at the end, as one of many within another should.
+    """
+    with progress_bar(transient=transient) as bar:
+        task = bar.add_task(description, total=total, completed=done)
+        for item in items:
+            yield item
+            bar.advance(task)
 
 
-def progress_bar() -> Progress:
+def progress_bar(*, transient: bool = False) -> Progress:
     """Make a bar that shows count, time gone and time left."""
     return Progress(
         TextColumn("{task.description}"),
@@ -35,4 +48,5 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
+        transient=transient,
     )

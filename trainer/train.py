@@ -125,7 +125,8 @@ class Training:
         if first:
             tally.load(self.checkpoint.place)
         images, rate, timer = 0, 0.0, EpochTimer(self.checkpoint)
-        for step, (pixels, labels) in enumerate(train.training(epoch, first), start=first):
+        batches = track(train.training(epoch, first), f"epoch {epoch + 1}", total=steps, done=first, transient=True)
+        for step, (pixels, labels) in enumerate(batches, start=first):
             if step == first > 0:  # not before: an epoch draws numbers where it begins
                 restore_random(self.checkpoint.place, self.device)
             progress = epoch + step / steps

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -13,6 +15,7 @@ import typer
 from tests.trainer.tiny import NO_TAIL, TWO_EPOCHS, write_image_folder
 from trainer.__main__ import app, main
 from trainer.checkpoint import CHECKPOINT_FILE, load_checkpoint
+from trainer.mixing import mix
 from trainer.progress import console
 from trainer.runs import read_evaluation
 
@@ -146,6 +149,27 @@ def test_train_evaluate_and_samples_from_a_folder(
     status, said = command("samples", run, "--output", tmp_path / "samples", "--count", "2")
     assert status == 0, said
     assert len(list((tmp_path / "samples").glob("*-class-*.png"))) == 2
+
+
+def test_on_a_terminal_bars_show_the_epochs_and_the_steps_within_one(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_mix(*arguments: Any) -> Any:
+        time.sleep(0.25)  # a bar is drawn ten times a second
+        return mix(*arguments)
+
+    monkeypatch.setattr("trainer.train.mix", slow_mix)
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "is_interactive", True)
+    monkeypatch.setenv("TERM", "xterm")
+    pictures = write_image_folder(tmp_path / "pictures", train=4)
+    quick = settings(*TWO_EPOCHS, *NO_TAIL, "batch_size=4")
+    status, said = command("train", "digits_lt", "--data", pictures, *quick, "--output", tmp_path / "run")
+    assert status == 0, said
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said)
+
+    for line in ("training .* 0/2 ", "epoch 1 .* 1/3 ", "epoch 2 .* 2/3 ", "training, loss .* 2/2 "):
+        assert re.search(line, shown), line
 
 
 @pytest.fixture

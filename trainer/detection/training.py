@@ -24,6 +24,7 @@ from trainer.distributed import (
 )
 from trainer.epoch import EpochTally, EpochTimer
 from trainer.optimizer import create_optimizer, set_rate
+from trainer.progress import track
 from trainer.schedule import learning_rate, momentum_decay
 from trainer.train import computes_bf16
 from trainer.training_run import refuse_divergence, refuse_other_run, run_epochs, versions_of
@@ -91,7 +92,9 @@ class DetectorTraining:
             tally.load(self.checkpoint.place)
         names: list[str] = []
         rate, pictures = 0.0, 0
-        for step, batch in enumerate(self._batches.epoch(epoch, first), start=first):
+        left = self._batches.epoch(epoch, first)
+        batches = track(left, f"epoch {epoch + 1}", total=steps, done=first, transient=True)
+        for step, batch in enumerate(batches, start=first):
             # The network draws anchors and regions; drawn from here, a step is the same wherever the run began again.
             torch.manual_seed(mixed_seed(self.recipe.seed, epoch, step))
             rate = learning_rate(self.recipe.optimizer, self.recipe.schedule, epoch + step / steps)
