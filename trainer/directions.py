@@ -24,8 +24,9 @@ from trainer.evaluate import evaluate_branches
 from trainer.head import unit
 from trainer.inference import Branches, branches_of, extract_features
 from trainer.progress import console, print_table
-from trainer.runs import direction_of, refuse_other_classes, restore_model, with_data
+from trainer.runs import direction_of, restore_model, with_data
 from trainer.train import choose_device
+from trainer.training_run import refuse_other_classes
 
 DIRECTIONS_FILE = "directions.json"
 STRENGTHS = (0.0, 0.5, 0.75, 1.0)
@@ -43,7 +44,7 @@ def compare_directions(folder: Path, *, data: str | None, device_name: str) -> N
     checkpoint = finished_checkpoint(folder)
     recipe, device = with_data(checkpoint.recipe, data), choose_device(device_name)
     splits = load_splits(recipe)
-    refuse_other_classes(checkpoint, splits)
+    refuse_other_classes(checkpoint, splits.class_names)
     if splits.fingerprint() != checkpoint.data_fingerprint:
         raise TrainerError(
             f"--data: {recipe.data.source} holds other training pictures than the run was trained on, which give "

@@ -41,7 +41,7 @@ def load_weights(backbone: AnyBackbone, config: BackboneConfig, spec: InputSpec)
     source = Path(str(config.weights))
     if not source.exists():
         raise TrainerError(f"backbone.weights {source}: is not there; name a weights file, or the folder of a run")
-    weights = _run_weights(source, spec) if _is_run(source) else read_weights(source)
+    weights = _run_weights(source, spec) if _is_run(source) else read_weights(source, "backbone.weights")
     wanted = backbone.state_dict()
     ignored = _classifier_keys(backbone)
     found: dict[str, tuple[str, Tensor]] = {}
@@ -111,8 +111,12 @@ def _run_weights(source: Path, spec: InputSpec) -> dict[str, Tensor]:
     return weights
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path, setting: str) -> dict[str, Tensor]:
     """Read tensors by name from a safetensors file, or from a torch file without running anything in it.
+
+    Args:
+        file: to read.
+        setting: of the recipe that names the file.
 
     Raises:
         TrainerError: no such file, one that cannot be read or would run code, or one that holds something else.
@@ -126,15 +130,15 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         try:
             content = load_file(file)
         except (SafetensorError, OSError) as error:
-            raise TrainerError(f"backbone.weights {file}: cannot be read ({error}); name a safetensors file") from error
+            raise TrainerError(f"{setting} {file}: cannot be read ({error}); name a safetensors file") from error
     wrong = [str(key) for key, value in content.items() if not isinstance(key, str) or not torch.is_tensor(value)]
     if wrong or not content:
         held = ", ".join(wrong[:5]) or "nothing"
-        raise TrainerError(f"backbone.weights {file}: must hold tensors by name, got {held}")
+        raise TrainerError(f"{setting} {file}: must hold tensors by name, got {held}")
     try:
         return bare_names(content)
     except ValueError as error:
-        raise TrainerError(f"backbone.weights {file}: {error}") from error
+        raise TrainerError(f"{setting} {file}: {error}") from error
 
 
 def _classifier_keys(backbone: AnyBackbone) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from trainer.run_folder import holds_run, write_recipe
 from trainer.showcase import write_showcase
 from trainer.table import Table
 from trainer.train import Training, choose_device
+from trainer.training_run import refuse_other_classes
 
 DIRECTIONS = ("ema", "dataset_mean")
 Features = tuple[Tensor, NDArray[np.int64]]
@@ -111,28 +112,11 @@ def evaluate_run(folder: Path, *, data: str | None, device_name: str, alphas: li
     recipe = with_data(checkpoint.recipe, data)
     device = choose_device(device_name)
     splits = load_splits(recipe)
-    refuse_other_classes(checkpoint, splits)
+    refuse_other_classes(checkpoint, splits.class_names)
     model = restore_model(checkpoint, device)
     test = open_split(splits.test, recipe, device, name="test images", model=model, folder=folder)
     held_out = _held_out_features(checkpoint, model, splits.validation, device, folder)
     _evaluate(checkpoint, model, test, folder, held_out=held_out, extra_alphas=alphas)
-
-
-def refuse_other_classes(checkpoint: Checkpoint, splits: Splits) -> None:
-    """Check that data has the classes that a model knows.
-
-    Raises:
-        TrainerError: it has others, or in another order.
-    """
-    if splits.class_names != checkpoint.class_names:
-        raise TrainerError(
-            f"--data: its classes ({_in_short(splits.class_names)}) are not those that the model was trained on "
-            f"({_in_short(checkpoint.class_names)}); give the data set of the training"
-        )
-
-
-def _in_short(names: list[str]) -> str:
-    return f"{len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def restore_model(checkpoint: Checkpoint, device: torch.device) -> LongTailClassifier:

@@ -77,6 +77,19 @@ def refuse_other_run(saved: Checkpoint[RecipeT], wanted: Checkpoint[RecipeT]) ->
         raise TrainerError("--resume: the run was begun on other training data; give the same --data")
 
 
+def refuse_other_classes(checkpoint: Checkpoint[RecipeT], class_names: list[str]) -> None:
+    """Check that data has the classes that a model knows.
+
+    Raises:
+        TrainerError: it has others, or in another order.
+    """
+    if class_names != checkpoint.class_names:
+        raise TrainerError(
+            f"--data: its classes ({_in_short(class_names)}) are not those that the model was trained on "
+            f"({_in_short(checkpoint.class_names)}); give the data set of the training"
+        )
+
+
 def refuse_divergence(epoch: int, losses: list[float], recipe: BaseRecipe) -> None:
     """Check the losses of an epoch.
 
@@ -105,6 +118,10 @@ def _line(record: EpochRecord, epochs: int) -> str:
         f"epoch {record.epoch + 1}/{epochs}  loss {sum(record.losses) / len(record.losses):.4f}  "
         f"{parts}{accuracy}lr {record.learning_rate:.3g}  {speed}"
     )
+
+
+def _in_short(names: list[str]) -> str:
+    return f"{len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def _flat(settings: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -124,7 +124,10 @@ class _Reader:
             ids = raw.get(key, [])
             if not isinstance(ids, list) or not all(type(one) is int and abs(one) <= LARGEST for one in ids):
                 raise _refused(self.file, f"image {picture.id}: {key} must be a list of ids, got {ids!r:.80}")
-            self.ragged[name].add(ids)
+            for one in ids:
+                if one not in self.labels:
+                    self.faults.add("unknown class", f"image {picture.id}: {key} {one}")
+            self.ragged[name].add(one for one in ids if one in self.labels)
 
     def add_objects(self, pictures: list[Picture], rows: list[Raw]) -> None:
         by_picture: dict[int, list[Raw]] = {picture.id: [] for picture in pictures}
@@ -157,10 +160,13 @@ class _Reader:
         crowd = raw.get("iscrowd")
         if crowd not in (None, 0, 1):
             raise _refused(self.file, f"{where}: iscrowd must be 0 or 1, got {crowd!r:.80}")
+        area: Any = raw.get("area")
+        if area is not None and not (_is_finite(area) and area >= 0):
+            raise _refused(self.file, f"{where}: area must be a number from 0 on, got {area!r:.80}")
         self.plain["object_ids"].append(raw["id"])
         self.plain["boxes"].extend(box)
         self.plain["labels"].append(label)
-        self.plain["areas"].append(_area(raw, box))
+        self.plain["areas"].append((box[2] - box[0]) * (box[3] - box[1]) if area is None else area)
         self.plain["is_crowd"].append(bool(crowd))
         self.ragged["rings"].add([1] * len(rings))
         for ring in rings:
@@ -287,8 +293,3 @@ def _encloses(ring: object, picture: Picture) -> bool:
 def _is_finite(value: object) -> bool:
     """Tell whether a value is a number, and one that a double can hold."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _area(raw: Raw, box: tuple[float, float, float, float]) -> float:
-    area = raw.get("area")
-    return float(area) if isinstance(area, int | float) and _is_finite(area) else (box[2] - box[0]) * (box[3] - box[1])

@@ -72,7 +72,10 @@ class Pyramid(nn.Module):
 
 
 def _load(body: nn.Module, config: PyramidConfig) -> None:
-    weights = _hub_weights(config.name) if config.pretrained else read_weights(Path(str(config.weights)))
+    if config.pretrained:
+        weights = _hub_weights(config.name)
+    else:
+        weights = read_weights(Path(str(config.weights)), "detector.backbone.weights")
     found = {
         key: (key, value)
         for key, value in weights.items()

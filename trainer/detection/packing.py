@@ -23,7 +23,7 @@ from trainer.detection.masks import Outline
 from trainer.errors import TrainerError, writing
 from trainer.progress import console
 
-VERSION = 2
+VERSION = 3
 INDEX_FILE = "index.json"
 
 

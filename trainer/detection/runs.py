@@ -25,6 +25,7 @@ from trainer.folder_lock import sole_run
 from trainer.progress import console, print_table
 from trainer.run_folder import holds_run, write_recipe
 from trainer.train import choose_device
+from trainer.training_run import refuse_other_classes
 
 SPLITS = ("test", "train")
 FILES = {"test": ("evaluation.json", "tradeoff.png"), "train": ("evaluation-train.json", "tradeoff-train.png")}
@@ -91,8 +92,7 @@ def evaluate_detector_run(
     checkpoint, device = finished_detection_checkpoint(folder), choose_device(device_name)
     recipe = with_source(checkpoint.recipe, data)
     splits = load_detection_splits(recipe.data)
-    if splits.class_names != checkpoint.class_names:
-        raise TrainerError(f"--data {recipe.data.source}: its classes are not those that the model was trained on")
+    refuse_other_classes(checkpoint, splits.class_names)
     checkpoint.recipe = recipe.model_copy(update={"alpha_steps": steps}) if steps else recipe
     pictures = splits.train if split == "train" else splits.test
     _evaluate(checkpoint, restore_detector(checkpoint, device), pictures, folder, extra_alphas=alphas, device=device)

@@ -132,6 +132,15 @@ def test_a_fault_is_counted_named_and_left_out_or_refused(
         load_detection_splits(tiny_recipe(tmp_path, "data.faults=refuse").data)
 
 
+def test_unknown_classes_that_a_picture_surely_lacks_are_named_and_left_out(tmp_path: Path) -> None:
+    content = document()
+    content["images"][0]["neg_category_ids"] = [20, 77]
+    opened = packed(tmp_path, content)
+    assert opened.faults.counts == {"unknown class": 1}
+    assert opened.faults.examples["unknown class"] == ["image 100: neg_category_ids 77"]
+    assert opened.absent(len(opened) - 1) == [20]
+
+
 def test_a_missing_picture_is_named_and_left_out_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, document())
     (tmp_path / "99.png").unlink()
@@ -209,6 +218,9 @@ def broken(content: dict[str, Any], key: str, row: int, **changes: Any) -> dict[
         (broken(document(), "categories", 1, name="blue"), "name 'blue' occurs twice in categories"),
         (broken(document(), "categories", 1, name=" "), "category 10: name must be text, got ' '"),
         (changed(iscrowd="0"), "annotation 7 of image 100: iscrowd must be 0 or 1, got '0'"),
+        (changed(area="9"), "annotation 7 of image 100: area must be a number from 0 on, got '9'"),
+        (changed(area=-1), "annotation 7 of image 100: area must be a number from 0 on, got -1"),
+        (changed(area=float("nan")), "annotation 7 of image 100: area must be a number from 0 on, got nan"),
         (broken(document(), "categories", 1, frequency="often"), "frequency must be r, c or f, got 'often'"),
     ],
 )

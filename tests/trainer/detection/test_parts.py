@@ -82,6 +82,9 @@ def test_weights_of_another_network_are_refused_key_by_key(tmp_path: Path) -> No
     save_file(get_model("resnet18").state_dict(), tmp_path / "weights.safetensors")
     with pytest.raises(TrainerError, match=r"^detector\.backbone\.weights .*: do not fit resnet34"):
         Pyramid(PyramidConfig(name="resnet34", weights=str(tmp_path / "weights.safetensors")))
+    (tmp_path / "weights.safetensors").write_bytes(b"damaged")
+    with pytest.raises(TrainerError, match=r"^detector\.backbone\.weights .*weights.safetensors: cannot be read"):
+        Pyramid(PyramidConfig(name="resnet34", weights=str(tmp_path / "weights.safetensors")))
 
 
 def test_the_remedy_for_weights_that_cannot_be_fetched_is_one_that_the_recipe_takes(

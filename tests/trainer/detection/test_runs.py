@@ -126,6 +126,11 @@ def test_both_splits_can_be_evaluated_at_more_alphas(run: Path, tmp_path: Path) 
     for alpha, split, said in ((math.nan, "test", "--alpha: must be a finite"), (1.0, "val", "--split 'val'")):
         with pytest.raises(TrainerError, match=said):
             evaluate_detector_run(folder, data=None, device_name="cpu", alphas=[alpha], split=split)
+    renamed = document()
+    renamed["categories"][0]["name"] = "cyan"
+    write(tmp_path / "others", renamed)
+    with pytest.raises(TrainerError, match=r"--data: its classes \(3: .*cyan.*\) are not those .* \(3: .*blue"):
+        evaluate_detector_run(folder, data=str(tmp_path / "others"), device_name="cpu", alphas=[], split="test")
 
 
 def test_the_report_says_what_detections_one_alpha_at_a_time_give(run: Path) -> None:
