@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.arrays import read_arrays
 from service.manifest import BundleError
 
 CLASSIFIER_FILE = "classifier.npz"
@@ -94,9 +94,8 @@ class ActivationMaps:
             BundleError: it is no such file.
         """
         try:
-            with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
-                return cls(**{field.name: arrays[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            return cls(**read_arrays(path, [field.name for field in fields(cls)]))
+        except ValueError as error:
             raise BundleError(f"{path} does not hold a classifier: {error}; export the bundle again") from error
 
 

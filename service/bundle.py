@@ -36,6 +36,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from service.activation_maps import CLASSIFIER_FILE, ActivationMaps, area_at_half_energy
+from service.arrays import read_arrays
 from service.detection_parity import DetectionParity
 from service.manifest import (
     EVALUATION_FILE,
@@ -99,6 +100,7 @@ __all__ = [
     "knob_terms",
     "mask_runs",
     "pack_counts",
+    "read_arrays",
     "read_bundle",
     "shot_group_of",
     "write_bundle",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from service.arrays import read_arrays
 from service.bundle import CLASSIFIER_FILE, EVALUATION_FILE, SAMPLES_FILE, ActivationMaps, Bundle, BundleError
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def _samples(bundle: Bundle) -> tuple[Sample, ...]:
     """Return the samples of the bundle, or else its parity samples, which have no true class."""
     try:
         images, labels = _labelled(bundle) if SAMPLES_FILE in bundle.manifest.hashes() else (_unlabelled(bundle), None)
-    except (OSError, ValueError, KeyError, BundleError) as error:
+    except (ValueError, BundleError) as error:
         logger.warning("%s: there are no pictures to try: %s", bundle.path, error)
         return ()
     truths: list[int | None] = [None] * len(images) if labels is None else labels.tolist()
@@ -127,8 +128,7 @@ def _samples(bundle: Bundle) -> tuple[Sample, ...]:
 
 
 def _labelled(bundle: Bundle) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    with (bundle.path / SAMPLES_FILE).open("rb") as source, np.load(source, allow_pickle=False) as arrays:
-        images, labels = arrays["images"], arrays["labels"]
+    images, labels = read_arrays(bundle.path / SAMPLES_FILE, ("images", "labels")).values()
     fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3 and labels.shape == (len(images),)
     if not (fits and labels.dtype.kind in "iu" and set(labels.tolist()) <= set(range(len(bundle.manifest.classes)))):
         raise ValueError(
@@ -146,7 +146,7 @@ def _samples_of_a_detector(bundle: Bundle) -> tuple[Sample, ...]:
     """Return the samples of the bundle, or else its parity samples, without what is beyond the picture."""
     try:
         images, sizes = _with_sizes(bundle) if SAMPLES_FILE in bundle.manifest.hashes() else _of_parity(bundle)
-    except (OSError, ValueError, KeyError, BundleError) as error:
+    except (ValueError, BundleError) as error:
         logger.warning("%s: there are no pictures to try: %s", bundle.path, error)
         return ()
     parts = sizes.astype(int).tolist()
@@ -154,8 +154,7 @@ def _samples_of_a_detector(bundle: Bundle) -> tuple[Sample, ...]:
 
 
 def _with_sizes(bundle: Bundle) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    with (bundle.path / SAMPLES_FILE).open("rb") as source, np.load(source, allow_pickle=False) as arrays:
-        images, sizes = arrays["images"], arrays["sizes"]
+    images, sizes = read_arrays(bundle.path / SAMPLES_FILE, ("images", "sizes")).values()
     fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3 and sizes.shape == (len(images), 2)
     if not (fits and (sizes >= 1).all() and (sizes <= images.shape[1:3]).all()):
         raise ValueError(

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.arrays import read_arrays
 from service.manifest import BundleError, Precision
 
 PARITY_TOLERANCE: dict[Precision, float] = {"fp32": 5e-4, "fp16": 2e-2}
@@ -41,9 +41,8 @@ class ParityFile:
             BundleError: it is no such file, or an array is missing, or has another type or shape.
         """
         try:
-            with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
-                return cls(**{field.name: arrays[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            return cls(**read_arrays(path, [field.name for field in fields(cls)]))
+        except ValueError as error:
             raise BundleError(f"{path} does not hold parity samples: {error}; export the bundle again") from error
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.checkpoint import read_checkpoint
 from trainer.config import BaseRecipe
 from trainer.curves_plot import plot_curves
-from trainer.errors import TrainerError, writing
+from trainer.errors import TrainerError, writing_figure
 from trainer.progress import console
 
 FIGURE_FILE = "curves.png"
@@ -70,7 +70,7 @@ def draw_curves(run: Path, output: Path | None, norms: dict[str, Any] | None) ->
     if not checkpoint.history and norms is None:
         raise TrainerError(f"{run}: holds neither epochs nor norms to draw; run evaluate {run}")
     file = output or run / FIGURE_FILE
-    with writing(file.parent):
+    with writing_figure(file):
         plot_curves(checkpoint.history, checkpoint.class_counts, norms, f"{checkpoint.recipe.name}: training", file)
     return file
 
@@ -80,4 +80,10 @@ def draw_run(run: Path, output: Path | None) -> None:
     from trainer.runs import EVALUATION_FILE, read_evaluation  # noqa: PLC0415 - runs draws as well
 
     norms = read_evaluation(run).get("norms") if (run / EVALUATION_FILE).exists() else None
-    console.print(f"wrote {draw_curves(run, output, norms)}", soft_wrap=True)
+    try:
+        drawn = draw_curves(run, output, norms)
+    except (KeyError, TypeError, IndexError, ValueError) as error:  # what the evaluation says of norms
+        raise TrainerError(
+            f"{run / EVALUATION_FILE}: its norms cannot be drawn ({error}); run evaluate {run}"
+        ) from error
+    console.print(f"wrote {drawn}", soft_wrap=True)

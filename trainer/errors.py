@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+PICTURES = (".png", ".svg", ".pdf")
+"""Endings of the files that figures are drawn into."""
 
 
 class TrainerError(Exception):
@@ -30,3 +32,15 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "free space there, or use another folder" if error.errno in FULL else "use another folder"
         raise TrainerError(f"{folder}: cannot be written ({error.strerror}); {remedy}") from error
+
+
+@contextmanager
+def writing_figure(file: Path) -> Iterator[None]:
+    """Make the folder of a figure's file, and turn what keeps it from being written into a ``TrainerError``."""
+    if file.is_dir():
+        raise TrainerError(f"--output {file}: is a folder; name a file in it, such as {file / 'figure.png'}")
+    if file.suffix.lower() not in PICTURES:
+        raise TrainerError(f"--output {file}: the name must end in {', '.join(PICTURES)}")
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield

@@ -14,7 +14,7 @@ from torch import Tensor
 from service.bundle import SAMPLES_FILE, ActivationMaps, area_at_half_energy
 from trainer.augment import to_unit_range
 from trainer.checkpoint import Checkpoint, finished_checkpoint
-from trainer.errors import TrainerError, writing
+from trainer.errors import TrainerError, writing_figure
 from trainer.head import folded_branches
 from trainer.model import LongTailClassifier
 from trainer.progress import console
@@ -102,8 +102,9 @@ def explain_run(run: Path, output: Path, *, alpha: float | None, count: int) -> 
         pictures.append((images[row], label, winners, pair))
     _save(pictures, checkpoint.class_names, alpha, output)
     plain, by_tde = (_mean_area([pair[side] for *_, pair in pictures]) for side in (0, 1))
+    shown = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
     console.print(
-        f"{output}: {len(pictures)} pictures; half of the evidence for the true class lies on {plain} of the area at "
+        f"{output}: {shown}; half of the evidence for the true class lies on {plain} of the area at "
         f"alpha 0 and on {by_tde} at alpha {alpha:.3g}",
         soft_wrap=True,
     )
@@ -115,12 +116,8 @@ Explained = tuple[NDArray[np.uint8], int, list[int], list[NDArray[np.float64]]]
 def _save(pictures: list[Explained], names: list[str], alpha: float, output: Path) -> None:
     from trainer.plots import plot_activation_maps  # noqa: PLC0415 - matplotlib is slow to load, and export needs none
 
-    with writing(output.parent):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            plot_activation_maps(pictures, names, alpha, output)
-        except ValueError as error:
-            raise TrainerError(f"--output {output}: cannot be written ({error}); name a .png file") from error
+    with writing_figure(output):
+        plot_activation_maps(pictures, names, alpha, output)
 
 
 def _mean_area(maps: list[NDArray[np.float64]]) -> str:

@@ -6,7 +6,7 @@ alphas; else there is no bundle.
 
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from PIL import Image
 from torch import Tensor
 
 from service.bundle import (
@@ -33,6 +34,7 @@ from service.bundle import (
     Parity,
     Precision,
     TdeSpec,
+    read_arrays,
     write_bundle,
 )
 from trainer.checkpoint import Checkpoint, finished_checkpoint
@@ -50,6 +52,7 @@ from trainer.runs import (
     refuse_unknown_direction,
     restore_model,
 )
+from trainer.showcase import read_showcase
 
 OPSET = 20
 PARITY_BATCH_SIZES = (1, 2, 3, 8)
@@ -66,8 +69,7 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
     """
     refuse_unknown_direction(direction)
     checkpoint = finished_checkpoint(folder)
-    read_evaluation(folder)
-    evaluated = _evaluated(folder)
+    evaluation, evaluated = _measured(folder, direction), _evaluated(folder)
     target = output or Path("bundles") / checkpoint.recipe.name
     precisions: tuple[Precision, ...] = ("fp32", "fp16") if fp16 else ("fp32",)
     parity = expected_outputs(checkpoint, direction)
@@ -80,7 +82,7 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
             check_parity(files[precision], parity, precision)
         bundle = written_bundle(
             target,
-            describe(checkpoint, folder, direction),
+            describe(checkpoint, evaluation, direction),
             models=files,
             files={PARITY_FILE: parity.to_bytes(), **evaluated, **_classifier(checkpoint, direction)},
         )
@@ -122,13 +124,47 @@ def _evaluated(folder: Path) -> dict[str, Path]:
     """Name the files of the evaluation; a run of an earlier release has no samples.
 
     Raises:
-        TrainerError: another one is missing.
+        TrainerError: another one is missing, or one is damaged.
     """
     there = {name: folder / name for name in EVALUATED if (folder / name).is_file()}
     for name in EVALUATED:
         if name not in there and name != SAMPLES_FILE:
             raise TrainerError(f"{folder / name}: is missing; run evaluate {folder}")
+    refuse_damaged(there[CURVE_FILE], ("breakpoints", "overall"))
+    refuse_damaged(there[PLOT_FILE])
+    if SAMPLES_FILE in there:
+        read_showcase(there[SAMPLES_FILE])
     return there
+
+
+def refuse_damaged(file: Path, arrays: Sequence[str] = ()) -> None:
+    """Check that a file of an evaluation holds these arrays, or a picture where none are named.
+
+    Raises:
+        TrainerError: it does not.
+    """
+    try:
+        if arrays:
+            read_arrays(file, arrays)
+        else:
+            with Image.open(file) as picture:
+                picture.load()
+    except (ValueError, OSError, SyntaxError) as error:
+        raise TrainerError(f"{file}: cannot be read ({error}); run evaluate {file.parent}") from error
+
+
+def _measured(folder: Path, direction: str) -> dict[str, Any]:
+    """Read what the bundle says of the evaluation, before the export takes its time."""
+    evaluation = read_evaluation(folder)
+    try:
+        dict(evaluation["directions"][direction])
+        int(evaluation["test_images"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainerError(
+            f"{folder / EVALUATION_FILE}: lacks what the evaluation of a classifier holds ({error!r}); "
+            f"run evaluate {folder}"
+        ) from error
+    return evaluation
 
 
 def serving_graph(checkpoint: Checkpoint, direction: str, *, half: bool = False) -> ServingGraph:
@@ -233,11 +269,10 @@ def run_onnx(session: ort.InferenceSession, parity: Parity) -> dict[str, NDArray
     return dict(zip(OUTPUTS, session.run(list(OUTPUTS), feeds), strict=True))
 
 
-def describe(checkpoint: Checkpoint, folder: Path, direction: str) -> ManifestDraft:
+def describe(checkpoint: Checkpoint, evaluation: dict[str, Any], direction: str) -> ManifestDraft:
     """Fill the manifest from the checkpoint and its evaluation."""
     recipe, choice = checkpoint.recipe, checkpoint.alphas[direction]
     classifier = restore_model(checkpoint, torch.device("cpu")).head
-    evaluation = read_evaluation(folder)
     return ManifestDraft(
         name=recipe.name,
         classes=[ClassInfo.of(*pair) for pair in zip(checkpoint.class_names, checkpoint.class_counts, strict=True)],

@@ -14,10 +14,11 @@ from torch import Tensor
 from service.bundle import InputSpec
 from trainer.backbones import CifarResNet32, SmallCnn, TimmBackbone, create_backbone
 from trainer.checkpoint import CHECKPOINT_FILE, finished_checkpoint
-from trainer.config import BackboneConfig
+from trainer.config import BackboneConfig, Recipe
 from trainer.errors import TrainerError
 from trainer.lora import add_lora, merge_lora
 from trainer.matching import bare_names, key_faults
+from trainer.progress import console
 from trainer.published import read_torch_file
 
 AnyBackbone = CifarResNet32 | SmallCnn | TimmBackbone
@@ -56,10 +57,33 @@ def load_weights(backbone: AnyBackbone, config: BackboneConfig, spec: InputSpec)
     if faults := faults + key_faults(wanted, found):
         listed = "\n  ".join(faults)
         raise TrainerError(
-            f"backbone.weights {source}: do not fit {config.name} ({len(faults)} faults):\n  {listed}\n"
-            "set backbone.name to the network that they were trained with"
+            f"backbone.weights {source}: do not fit {config.name} ({len(faults)} faults); set backbone.name to the "
+            f"network that they were trained with:\n  {listed}"
         )
     backbone.load_state_dict({name: found[name][1] if name in found else wanted[name] for name in wanted})
+
+
+def warn_of_seen_pictures(recipe: Recipe) -> None:
+    """Say so where a backbone may have been trained on the very pictures that are held out now.
+
+    On those it knows its answer by heart, so an alpha chosen or a temperature fitted on them promises too much.
+    """
+    source = Path(str(recipe.backbone.weights))
+    if not (recipe.backbone.weights and recipe.data.validation_share and _is_run(source)):
+        return
+    before = finished_checkpoint(source).recipe
+    if before.data.source == recipe.data.source and _held_out_by(before) != _held_out_by(recipe):
+        console.print(
+            f"backbone.weights {source} was trained on pictures of {recipe.data.source} that are held out now: alpha "
+            "and temperature chosen on them promise too much. Train it with the same seed, data.long_tail and "
+            f"data.validation_share={recipe.data.validation_share}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _held_out_by(recipe: Recipe) -> tuple[object, ...]:
+    return recipe.seed, recipe.data.long_tail, recipe.data.validation_share
 
 
 def check_normalisation(backbone: AnyBackbone, spec: InputSpec) -> None:

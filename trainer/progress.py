@@ -5,10 +5,12 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 WIDEST = 1000
 """Columns that a table may take where the terminal is narrower or there is none: a number cut short helps no one."""
+NARROW = 80
+"""Columns below which a terminal has no place for the bar itself."""
 Item = TypeVar("Item")
 console = Console(stderr=True, markup=False, emoji=False)
 """Takes what it is given as it is: a path or a name may look like rich's markup."""
@@ -39,13 +41,13 @@ def track(
 
 
 def progress_bar(*, transient: bool = False) -> Progress:
-    """Make a bar that shows count, time gone and time left."""
+    """Make a bar that shows count, time gone and time left; on a narrow terminal the numbers stay whole."""
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=Column(overflow="ellipsis")),
+        *([BarColumn()] if console.width >= NARROW else []),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         console=console,
         disable=not console.is_terminal,
         transient=transient,

@@ -31,6 +31,7 @@ from trainer.inference import branches_of, extract_features, feature_means
 from trainer.lora import merge_lora
 from trainer.model import LongTailClassifier
 from trainer.plots import plot_tradeoff
+from trainer.pretrained import warn_of_seen_pictures
 from trainer.progress import console, print_table
 from trainer.run_folder import holds_run, write_recipe
 from trainer.showcase import write_showcase
@@ -66,6 +67,7 @@ def _train(recipe: Recipe, splits: Splits, folder: Path, device: torch.device, *
         training.resume(folder)
     write_recipe(recipe, folder)
     _announce(recipe, splits, training.checkpoint, device, folder)
+    warn_of_seen_pictures(recipe)
     # A broken test picture shows here, before hours of training, and not after them.
     model = training.model
     test = open_split(splits.test, recipe, device, name="test images", model=model, folder=folder)
@@ -155,11 +157,13 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     """Read the evaluation of a run.
 
     Raises:
-        TrainerError: the run has none.
+        TrainerError: the run has none, or a damaged one.
     """
     try:
-        report: dict[str, Any] = json.loads((folder / EVALUATION_FILE).read_text())
-    except (OSError, ValueError) as error:
+        report = json.loads((folder / EVALUATION_FILE).read_text())
+        if not isinstance(report, dict):
+            raise TypeError(f"it holds no object, but {report!r:.40}")
+    except (OSError, ValueError, TypeError) as error:
         raise TrainerError(f"{folder / EVALUATION_FILE}: cannot be read ({error}); run evaluate {folder}") from error
     return report
 

@@ -8,6 +8,8 @@ it is a number of batches, and a run goes on from there. Knows neither pixels no
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,7 +41,10 @@ class Shards:
 
     def __init__(self, files: list[Path], window: int) -> None:
         self.files, self.window = files, window
-        opened = [_open(file) for file in files]
+        opened: list[pq.ParquetFile] = []
+        for file in files:
+            with _reading(file):
+                opened.append(pq.ParquetFile(file, pre_buffer=False))
         self.schema: pa.Schema = opened[0].schema_arrow
         for file, other in zip(files, opened, strict=True):
             if not self.schema.equals(other.schema_arrow):
@@ -60,8 +65,15 @@ class Shards:
         return int(self.group_rows.sum())
 
     def column(self, name: str) -> NDArray[Any]:
-        """Read a small column whole."""
-        parts = [_open(file).read(columns=[name]).column(0) for file in self.files]
+        """Read a small column whole.
+
+        Raises:
+            TrainerError: a file that is damaged there.
+        """
+        parts = []
+        for file in self.files:
+            with _reading(file):
+                parts.append(pq.ParquetFile(file, pre_buffer=False).read(columns=[name]).column(0))
         return np.asarray(pa.chunked_array([chunk for part in parts for chunk in part.chunks]))
 
     def pictures(self, name: str) -> "ShardPictures":
@@ -125,8 +137,10 @@ class ShardPictures:
             self._held.move_to_end(group)
             return self._held[group]
         file, number = self.shards.group_places[group]
-        # No threads: a worker process that was forked has none of its parent's.
-        self._held[group] = _open(file).read_row_group(number, columns=[self.image], use_threads=False).column(0)
+        with _reading(file):
+            opened = pq.ParquetFile(file, pre_buffer=False)
+            # No threads: a worker process that was forked has none of its parent's.
+            self._held[group] = opened.read_row_group(number, columns=[self.image], use_threads=False).column(0)
         while len(self._held) > 1 and sum(map(len, self._held.values())) > self.shards.window:
             self._held.popitem(last=False)
         return self._held[group]
@@ -173,8 +187,9 @@ def _deal(rows: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
     return order
 
 
-def _open(file: Path) -> pq.ParquetFile:
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
     try:
-        return pq.ParquetFile(file, pre_buffer=False)
+        yield
     except (OSError, pa.ArrowException) as error:
         raise TrainerError(f"{file}: cannot be read as parquet ({error}); mend or remove it") from error

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.bundle import SAMPLES_FILE
+from service.bundle import SAMPLES_FILE, read_arrays
 from trainer.checkpoint import finished_checkpoint
 from trainer.config import Recipe
 from trainer.data import decode
@@ -48,12 +48,14 @@ def read_showcase(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read the chosen pictures, uint8 [N, H, W, 3], and their labels [N].
 
     Raises:
-        TrainerError: the run was not evaluated.
+        TrainerError: the run was not evaluated, or the file is damaged.
     """
     try:
-        with file.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
-            return arrays["images"], arrays["labels"]
-    except (OSError, ValueError, KeyError) as error:
+        images, labels = read_arrays(file, ("images", "labels")).values()
+        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != (len(images),):
+            raise ValueError(f"images {images.dtype} {list(images.shape)} and labels {list(labels.shape)}")
+        return images, labels
+    except ValueError as error:
         raise TrainerError(f"{file}: cannot be read ({error}); run evaluate {file.parent}") from error
 
 

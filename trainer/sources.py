@@ -128,13 +128,27 @@ def _digits() -> DatasetDict:
 def _list_files(folder: Path, lists: Lists) -> DatasetDict:
     files = {"train": lists.train, "test": lists.test, "validation": lists.validation}
     features = Features({"image": Image(), "label": Value("int64")})
-    return DatasetDict(
-        {
-            split: Dataset.from_dict(_read_list(folder, name), features=features)
-            for split, name in files.items()
-            if name is not None
-        }
-    )
+    rows = {split: _read_list(folder, name) for split, name in files.items() if name is not None}
+    _warn_of_contradictions(rows)
+    return DatasetDict({split: Dataset.from_dict(its, features=features) for split, its in rows.items()})
+
+
+def _warn_of_contradictions(rows: dict[str, dict[str, list[Any]]]) -> None:
+    """Name pictures that are listed with two labels, or for training and for a test: published lists have some."""
+    labels: dict[str, set[int]] = {}
+    for its in rows.values():
+        for image, label in zip(its["image"], its["label"], strict=True):
+            labels.setdefault(image, set()).add(label)
+    trained = set(rows["train"]["image"])
+    found = {"listed with two labels": [image for image, its in labels.items() if len(its) > 1]} | {
+        f"listed for training and for {split}": [image for image in dict.fromkeys(its["image"]) if image in trained]
+        for split, its in rows.items()
+        if split != "train"
+    }
+    for what, images in found.items():
+        if images:
+            more = f" and {len(images) - 1} more" if len(images) > 1 else ""
+            console.print(f"data.lists: {images[0]}{more} {what}; is that meant?", highlight=False, soft_wrap=True)
 
 
 def _read_list(folder: Path, name: str) -> dict[str, list[Any]]:
@@ -143,7 +157,9 @@ def _read_list(folder: Path, name: str) -> dict[str, list[Any]]:
     for number, line in _read_lines(file):
         match = LIST_LINE.fullmatch(line)
         if match is None:
-            raise TrainerError(f"{file}, line {number}: must read 'path label' with a whole number, got {line!r}")
+            raise TrainerError(
+                f"{file}, line {number}: must read 'path label' with a whole number from 0 on, got {line!r}"
+            )
         picture = folder / match["path"]
         if not picture.is_file():
             raise TrainerError(f"{file}, line {number}: no picture at {picture}; check data.source (--data)")
@@ -174,8 +190,9 @@ def _from_splits(splits: DatasetDict | dict[str, Shards], config: DataConfig, na
     tables = {split: Table.of(rows, image=image, label=label, split=split) for split, rows in splits.items()}
     names = _class_names(splits["train"].features[label], tables) if names is None else names
     _check_names(names)
+    where = "data.lists.class_names names" if config.lists and config.lists.class_names else "there are"
     for table in tables.values():
-        _check_labels(table, len(names), f"there are {len(names)} classes")
+        _check_labels(table, len(names), f"{where} {len(names)} classes")
     return Source(tables["train"], tables["test"], tables.get("validation"), names)
 
 

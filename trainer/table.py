@@ -53,9 +53,10 @@ class Table:
             raise TrainerError(f"data.source: the {split} split is empty; it must hold at least one picture")
         labels = rows.column(label) if isinstance(rows, Shards) else np.asarray(rows.with_format("numpy")[label][:])
         if labels.dtype.kind not in "iu":
+            empty = next((row for row, one in enumerate(labels.tolist()) if str(one) in {"None", "nan"}), None)
+            found = rows.features[label] if empty is None else f"none in row {empty}"
             raise TrainerError(
-                f"data.label_column: {label!r} of the {split} split must hold a whole number in every row, "
-                f"got {rows.features[label]}"
+                f"data.label_column: {label!r} of the {split} split must hold a whole number in every row, got {found}"
             )
         pictures = _pictures(rows, image)
         return cls(split, pictures, labels.astype(np.int64), np.arange(len(pictures)))

@@ -20,7 +20,7 @@ from trainer.runs import direction_of, restore_model, with_data
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.calibration", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--data")
     arguments = parser.parse_args()

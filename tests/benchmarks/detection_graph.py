@@ -109,7 +109,9 @@ def _peak() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.detection_graph", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--classes", type=int, default=1203)
     parser.add_argument("--height", type=int, default=800)

@@ -124,7 +124,7 @@ def _changes(before: dict[str, float], after: dict[str, float]) -> Sequence[floa
 
 def main() -> None:
     """Print what to expect."""
-    parser = argparse.ArgumentParser(description="What some labels choose, and what it brings on other pictures.")
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.labels", description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", help="where the pictures are; default: where the model was trained from")
     parser.add_argument("--labels", type=int, default=500)

@@ -52,6 +52,8 @@ def test_without_samples_the_parity_pictures_are_shown(tmp_path: Path) -> None:
     "content",
     [
         b"no archive",
+        b"",
+        npz(images=IMAGES, labels=np.array([0, 0]))[:-40],
         npz(images=IMAGES),
         npz(images=IMAGES.astype(np.float32), labels=np.array([0, 0])),
         npz(images=IMAGES, labels=np.array([0])),

@@ -55,5 +55,15 @@ def test_a_run_without_epochs_and_norms_has_nothing_to_draw(finished_run: Path, 
         draw_run(tmp_path, None)
     draw_curves(tmp_path, None, read_evaluation(finished_run)["norms"])
     assert (tmp_path / "curves.png").is_file()
-    with pytest.raises(TrainerError, match=r"none: cannot be written"):
-        draw_curves(finished_run, tmp_path / "none" / "a.png", None)
+    draw_curves(finished_run, tmp_path / "none" / "a.svg", None)
+    assert (tmp_path / "none" / "a.svg").is_file()
+    with pytest.raises(TrainerError, match=r"--output .*a\.xyz: the name must end in \.png"):
+        draw_curves(finished_run, tmp_path / "a.xyz", None)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"norms": {"weight": [1]}}', '{"norms": 5}', "{"])
+def test_an_evaluation_that_is_none_is_named(finished_run: Path, tmp_path: Path, content: str) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "evaluation.json").write_text(content)
+    with pytest.raises(TrainerError, match=r"evaluation\.json: .*; run evaluate"):
+        draw_run(run, None)

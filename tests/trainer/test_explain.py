@@ -65,5 +65,11 @@ def test_the_grid_has_a_row_for_each_picture(
 def test_what_cannot_be_drawn_is_refused(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="--alpha: must be a finite number, got nan"):
         explain_run(finished_run, tmp_path / "grid.png", alpha=float("nan"), count=1)
-    with pytest.raises(TrainerError, match=r"--output .*grid\.what: cannot be written"):
+    with pytest.raises(TrainerError, match=r"--output .*grid\.what: the name must end in \.png, \.svg, \.pdf"):
         explain_run(finished_run, tmp_path / "grid.what", alpha=None, count=1)
+    with pytest.raises(TrainerError, match=r"--output .*: is a folder; name a file in it, such as .*figure\.png"):
+        explain_run(finished_run, tmp_path, alpha=None, count=1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainerError, match=r"file: cannot be written"):
+        explain_run(finished_run, tmp_path / "file" / "grid.png", alpha=None, count=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

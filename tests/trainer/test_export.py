@@ -1,3 +1,5 @@
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,28 @@ def test_a_graph_that_differs_from_pytorch_makes_no_bundle(
     with pytest.raises(TrainerError, match="parity of fp32 missed: logits"):
         export_run(finished_run, tmp_path / "bundle", direction="ema", fp16=False)
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("samples.npz", lambda whole: whole[:400]),
+        ("samples.npz", lambda whole: b""),
+        ("tradeoff.npz", lambda whole: whole[:100]),
+        ("tradeoff.png", lambda whole: whole[:3000]),
+        ("evaluation.json", lambda whole: b"[]"),
+        ("evaluation.json", lambda whole: b"{}"),
+        ("evaluation.json", lambda whole: b'{"directions": {"ema": 1}, "test_images": 3}'),
+    ],
+)
+def test_a_damaged_file_of_the_evaluation_is_refused_before_anything_is_exported(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr(export, "export_onnx", pytest.fail)
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / name).write_bytes(content((run / name).read_bytes()))
+    with pytest.raises(TrainerError, match=rf"run/{name}: .*run evaluate .*run"):
+        export_run(run, tmp_path / "bundle", direction="ema", fp16=False)
 
 
 def test_what_cannot_be_exported_is_said(finished_run: Path, tmp_path: Path) -> None:

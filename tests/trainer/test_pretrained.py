@@ -9,11 +9,11 @@ from torch import Tensor
 
 from tests.trainer.tiny import tiny_recipe
 from trainer.backbones import create_backbone
-from trainer.checkpoint import load_checkpoint
+from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.config import BackboneConfig
 from trainer.errors import TrainerError
 from trainer.model import LongTailClassifier
-from trainer.pretrained import check_normalisation, load_weights
+from trainer.pretrained import check_normalisation, load_weights, warn_of_seen_pictures
 
 SPEC = tiny_recipe().input
 
@@ -52,6 +52,25 @@ def test_a_file_of_a_timm_model_fits_without_its_classifier(tmp_path: Path) -> N
         filled = fill(tmp_path / file)
         assert filled.keys() == {f"model.{key}" for key in state if not key.startswith("fc.")}
         assert all(torch.equal(value, state[key.removeprefix("model.")]) for key, value in filled.items())
+
+
+def test_pictures_that_the_weights_know_are_told_where_some_are_held_out(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = tiny_recipe("data.validation_share=0.3", f"backbone.weights={finished_run}")
+    warn_of_seen_pictures(held_out)
+    assert "that are held out now" in capsys.readouterr().err
+    before = load_checkpoint(finished_run)
+    before.recipe = tiny_recipe("data.validation_share=0.3")
+    save_checkpoint(before, tmp_path)
+    for recipe in (
+        tiny_recipe("data.validation_share=0.3", f"backbone.weights={tmp_path}"),
+        tiny_recipe(f"backbone.weights={finished_run}"),
+        tiny_recipe("data.validation_share=0.3", f"backbone.weights={finished_run}", source="elsewhere"),
+        tiny_recipe("data.validation_share=0.3"),
+    ):
+        warn_of_seen_pictures(recipe)
+    assert capsys.readouterr().err == ""
 
 
 def test_every_key_that_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -163,6 +163,22 @@ def test_what_cannot_be_streamed_is_said(tmp_path: Path) -> None:
         load_splits(streamed(tmp_path / "two"))
 
 
+@pytest.mark.parametrize("column", [0, 1])
+def test_a_shard_that_is_damaged_inside_is_named_when_it_is_read(tmp_path: Path, column: int) -> None:
+    folder = write_shards(tmp_path / "data")
+    file = folder / "train-1.parquet"
+    found = pq.ParquetFile(file).metadata.row_group(2)
+    names = [found.column(place).path_in_schema.split(".")[0] for place in range(found.num_columns)]
+    place = found.column(names.index(("img", "label")[column]))
+    begin = place.dictionary_page_offset or place.data_page_offset
+    content = bytearray(file.read_bytes())
+    content[begin : begin + 24] = b"\xff" * 24
+    file.write_bytes(content)
+    recipe = streamed(folder)
+    with pytest.raises(TrainerError, match=r"train-1.parquet: cannot be read as parquet .*mend or remove it"):
+        list(Pixels(load_splits(recipe).train, recipe, CPU, name="training images").training(0))
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

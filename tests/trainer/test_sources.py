@@ -85,7 +85,10 @@ def test_raw_bytes_are_pictures_too_when_their_column_is_named(tmp_path: Path) -
     [
         ([0, 1, -1], "train row 2: label -1 of the train split is out of range 0 to 2; 3 training images"),
         ([0, 1, 10**12], "train row 2: label 1000000000000 of the train split is out of range 0 to 2"),
-        ([0, 1, None], "data.label_column: 'label' of the train split must hold a whole number in every row"),
+        (
+            [0, 1, None],
+            "'label' of the train split must hold a whole number in every row, got none in row 2",
+        ),
         ([0.0, 0.5, 1.0], "data.label_column: no column of .* holds labels, only img, label"),
         (["cat", "dog", "cat"], "data.label_column: no column of .* holds labels"),
         ([0, 0, 0], "at least two classes are needed, got 1"),
@@ -229,8 +232,11 @@ def test_list_files_take_class_names_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "said"),
     [
-        ("a.png 0\n\nb.png one\n", "train.txt, line 3: must read 'path label' with a whole number, got 'b.png one'"),
-        ("a.png\n", "train.txt, line 1: must read 'path label' with a whole number, got 'a.png'"),
+        (
+            "a.png 0\n\nb.png one\n",
+            "train.txt, line 3: must read .* with a whole number from 0 on, got 'b.png one'",
+        ),
+        ("a.png\n", "train.txt, line 1: must read 'path label' with a whole number from 0 on, got 'a.png'"),
         ("a.png -1\n", "train.txt, line 1: must read 'path label'"),
         ("a.png 99999999999999999999\n", "train.txt, line 1: must read 'path label'"),
         ("a.png ²\n", "train.txt, line 1: must read 'path label'"),
@@ -264,8 +270,18 @@ def test_class_names_that_no_bundle_may_hold_are_refused_before_training(tmp_pat
 
 def test_a_label_beyond_the_class_names_is_named(tmp_path: Path) -> None:
     folder = write_lists(tmp_path, train="a.png 0\nb.png 2\n", names="cat\ndog\n")
-    with pytest.raises(TrainerError, match=r"b.png: label 2 of the train split is out of range 0 to 1; there are 2"):
+    with pytest.raises(TrainerError, match=r"b.png: label 2 .* is out of range 0 to 1; data.lists.class_names names 2"):
         load_source(data_config(folder, lists=LISTS.model_copy(update={"class_names": "names.txt"})))
+
+
+def test_lists_that_contradict_themselves_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_lists(tmp_path, train="a.png 0\nb.png 1\na.png 1\n", test="c.png 0\nb.png 1\na.png 0\n")
+    assert len(load_source(data_config(folder, lists=LISTS)).train) == 3
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"data.lists: {folder / 'a.png'} listed with two labels" in said
+    assert "b.png and 1 more listed for training and for test" in said
+    load_source(data_config(write_lists(tmp_path / "good", train="a.png 0\nb.png 1\n", test="c.png 0\n"), lists=LISTS))
+    assert "listed" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])

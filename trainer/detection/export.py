@@ -31,7 +31,7 @@ from trainer.detection.parity import check_detections, expected_detections, expo
 from trainer.detection.recipe import DetectionRecipe
 from trainer.detection.runs import restore_detector
 from trainer.errors import TrainerError
-from trainer.export import written_bundle
+from trainer.export import refuse_damaged, written_bundle
 from trainer.progress import console
 from trainer.runs import PLOT_FILE, read_evaluation
 
@@ -55,7 +55,7 @@ def export_detector(folder: Path, output: Path | None, *, direction: str = DIREC
     checkpoint = finished_detection_checkpoint(folder)
     evaluation = read_evaluation(folder)
     recipe = checkpoint.recipe
-    target = output or Path("bundles") / recipe.name
+    target, evaluated = output or Path("bundles") / recipe.name, _evaluated(folder)
     draft = describe_detector(checkpoint, evaluation)
     assert draft.detection is not None
     with tempfile.TemporaryDirectory() as scratch, console.status("exporting to ONNX"):
@@ -65,7 +65,7 @@ def export_detector(folder: Path, output: Path | None, *, direction: str = DIREC
         export_graph(graph, recipe.input.height, recipe.input.width, file)
         parity = check_detections(file, expected, draft.detection)
         bundle = written_bundle(
-            target, draft, models={"fp32": file}, files={PARITY_FILE: parity.to_bytes(), **_evaluated(folder)}
+            target, draft, models={"fp32": file}, files={PARITY_FILE: parity.to_bytes(), **evaluated}
         )
     console.print(
         f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {target}; parity with PyTorch holds in "
@@ -123,5 +123,13 @@ def describe_detector(checkpoint: Checkpoint[DetectionRecipe], evaluation: dict[
 
 
 def _evaluated(folder: Path) -> dict[str, Path]:
-    """Name the files of the evaluation."""
-    return {name: folder / name for name in (EVALUATION_FILE, PLOT_FILE, SAMPLES_FILE) if (folder / name).exists()}
+    """Name the files of the evaluation.
+
+    Raises:
+        TrainerError: one is damaged.
+    """
+    there = {name: folder / name for name in (EVALUATION_FILE, PLOT_FILE, SAMPLES_FILE) if (folder / name).exists()}
+    for name, arrays in ((PLOT_FILE, ()), (SAMPLES_FILE, ("images", "sizes"))):
+        if name in there:
+            refuse_damaged(there[name], arrays)
+    return there
