@@ -192,4 +192,5 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise TrainerError(f"{file}: cannot be read as parquet ({error}); mend or remove it") from error
+        reason = " ".join(str(error).split())
+        raise TrainerError(f"{file}: cannot be read as parquet ({reason}); mend or remove it") from error
