@@ -102,6 +102,7 @@ __all__ = [
     "pack_counts",
     "read_arrays",
     "read_bundle",
+    "refuse_unfit_target",
     "shot_group_of",
     "write_bundle",
 ]
@@ -260,6 +261,20 @@ def _move_into_place(staging: Path, target: Path) -> None:
         raise
     _sync_directory(target.parent)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def refuse_unfit_target(directory: Path | str) -> None:
+    """Check that a bundle can be written there, before the work of making it; nothing is left there.
+
+    Raises:
+        BundleError: `directory` holds something that is not a bundle.
+        OSError: nothing can be written there.
+    """
+    target = Path(directory).absolute()
+    _refuse_overwriting_strangers(target)
+    place = next(parent for parent in target.parents if parent.exists())
+    with tempfile.TemporaryDirectory(dir=place):
+        pass
 
 
 def _refuse_overwriting_strangers(target: Path) -> None:

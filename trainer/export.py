@@ -6,7 +6,8 @@ alphas; else there is no bundle.
 
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from service.bundle import (
     Precision,
     TdeSpec,
     read_arrays,
+    refuse_unfit_target,
     write_bundle,
 )
 from trainer.checkpoint import Checkpoint, finished_checkpoint
@@ -71,6 +73,7 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
     checkpoint = finished_checkpoint(folder)
     evaluation, evaluated = _measured(folder, direction), _evaluated(folder)
     target = output or Path("bundles") / checkpoint.recipe.name
+    refuse_unfit(target)
     precisions: tuple[Precision, ...] = ("fp32", "fp16") if fp16 else ("fp32",)
     parity = expected_outputs(checkpoint, direction)
     with tempfile.TemporaryDirectory() as scratch, console.status("exporting to ONNX") as status:
@@ -102,8 +105,24 @@ def written_bundle(
     Raises:
         TrainerError: the folder cannot be written or holds something else, or a content does not fit the schema.
     """
-    try:
+    with _writing_bundle(target):
         return write_bundle(target, draft, models=models, files=files)
+
+
+def refuse_unfit(target: Path) -> None:
+    """Check that a bundle can be written there, before the work of making it.
+
+    Raises:
+        TrainerError: the folder cannot be written or holds something else.
+    """
+    with _writing_bundle(target):
+        refuse_unfit_target(target)
+
+
+@contextmanager
+def _writing_bundle(target: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise TrainerError(f"--output {target}: cannot be written ({error.strerror}); name another folder") from error
     except (BundleError, ValueError) as error:

@@ -91,7 +91,10 @@ def test_a_damaged_file_of_the_evaluation_is_refused_before_anything_is_exported
         export_run(run, tmp_path / "bundle", direction="ema", fp16=False)
 
 
-def test_what_cannot_be_exported_is_said(finished_run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_said_before_anything_is_exported(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "export_onnx", pytest.fail)
     with pytest.raises(TrainerError, match="--direction 'up': must be one of ema, dataset_mean"):
         export_run(finished_run, tmp_path / "bundle", direction="up", fp16=False)
     partly = tmp_path / "partly"

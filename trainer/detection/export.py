@@ -31,7 +31,7 @@ from trainer.detection.parity import check_detections, expected_detections, expo
 from trainer.detection.recipe import DetectionRecipe
 from trainer.detection.runs import restore_detector
 from trainer.errors import TrainerError
-from trainer.export import refuse_damaged, written_bundle
+from trainer.export import refuse_damaged, refuse_unfit, written_bundle
 from trainer.progress import console
 from trainer.runs import PLOT_FILE, read_evaluation
 
@@ -56,6 +56,7 @@ def export_detector(folder: Path, output: Path | None, *, direction: str = DIREC
     evaluation = read_evaluation(folder)
     recipe = checkpoint.recipe
     target, evaluated = output or Path("bundles") / recipe.name, _evaluated(folder)
+    refuse_unfit(target)
     draft = describe_detector(checkpoint, evaluation)
     assert draft.detection is not None
     with tempfile.TemporaryDirectory() as scratch, console.status("exporting to ONNX"):
