@@ -22,10 +22,12 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service import security_headers
+from service.body_in_place import BodyInPlace
 from service.errors import STATUS, HeadTooLarge, HeadTooSlow, InvalidRequest, ServiceError
 from service.front_door import FrontDoor
 from service.one_write import OneWriteProtocol
 from service.routes.context import Service
+from service.routes.forms import BODY_IN_PLACE
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -44,6 +46,9 @@ _ANOTHER_PROTOCOL = {b"upgrade", b"http2-settings"}
 
 _SLICE = 4096
 """Bytes parsed at a time, save of a body whose length is known: what they hold may go beyond `MOST_AHEAD`."""
+
+_LARGE = 262_144
+"""Bytes of a body from which on the rest is read in place: what the loop reads at once."""
 
 _NO_HTTP = InvalidRequest("This is no HTTP request.", remedy="Speak HTTP/1.1.")
 
@@ -151,9 +156,12 @@ class Connection(OneWriteProtocol):
             return
         headers = [b"%b: %b\r\n" % header for header in self.headers if header[0] not in _ANOTHER_PROTOCOL]
         first = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        self._parse_anew()
+        self._take(b"".join((first, *headers, b"\r\n", rest)))
+
+    def _parse_anew(self) -> None:
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self._take(b"".join((first, *headers, b"\r\n", rest)))
 
     def on_message_begin(self) -> None:
         """Begin a head."""
@@ -170,8 +178,31 @@ class Connection(OneWriteProtocol):
         if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
             raise InvalidRequest("The request names no host, or several.", field="Host", remedy="Send one Host header.")
         super().on_headers_complete()
+        if self._body_left >= _LARGE:
+            self.scope["extensions"][BODY_IN_PLACE] = self._read_in_place  # type: ignore[assignment]
         if self._service.readiness.is_ending:  # else its next request meets a door that closes
             self.cycle.keep_alive = False
+
+    def _read_in_place(self) -> BodyInPlace | None:
+        """Have the rest of the body of the request under way read in place; None: too little of it is left."""
+        cycle = self._running
+        if cycle is None or cycle is not self.cycle or cycle.disconnected or self._body_left < _LARGE:
+            return None
+        if cycle.waiting_for_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        begun, cycle.body = cycle.body, bytearray()
+        cycle.message_event.clear()
+        body = BodyInPlace(self, begun, len(begun) + self._body_left, self._end_in_place)
+        self.transport.set_protocol(body)
+        self.flow.resume_reading()
+        return body
+
+    def _end_in_place(self) -> None:
+        """Go on behind a body of which the parser has seen nothing but the beginning."""
+        self.transport.set_protocol(self)
+        self._parse_anew()
+        self.on_message_complete()
 
     def _stated_length(self) -> int:
         # The parser has refused one that is no number, a second one, and one beside chunks.

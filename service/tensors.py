@@ -30,7 +30,7 @@ _TYPES: Final[dict[str, np.dtype[Any]]] = {
 _DOCS: Final = "See the Open Inference Protocol, version 2, and GET /openapi.json."
 
 
-def split_message(body: bytes, header_length: str | None) -> tuple[JsonObject, memoryview]:
+def split_message(body: bytes | memoryview, header_length: str | None) -> tuple[JsonObject, memoryview]:
     """Return a message's JSON object and the bytes that follow it.
 
     Args:
@@ -47,7 +47,7 @@ def split_message(body: bytes, header_length: str | None) -> tuple[JsonObject, m
     """
     length = json_length(body, header_length)
     try:
-        message = read_message(body[:length])
+        message = read_message(bytes(body[:length]))
     except ValueError as error:
         raise InvalidBody(
             f"The request's JSON cannot be read: {error}.",
@@ -59,7 +59,7 @@ def split_message(body: bytes, header_length: str | None) -> tuple[JsonObject, m
     return message, memoryview(body)[length:]
 
 
-def json_length(body: bytes, header_length: str | None) -> int:
+def json_length(body: bytes | memoryview, header_length: str | None) -> int:
     """Return how many bytes of a message are JSON; arguments and errors are those of `split_message`."""
     return len(body) if header_length is None else _length(header_length, len(body))
 

@@ -52,7 +52,9 @@ class InferQuery:
     timeout: float | None
 
 
-def read_infer(body: bytes, header_length: str | None, *, rules: Rules, contract: InferContract) -> InferQuery:
+def read_infer(
+    body: bytes | memoryview, header_length: str | None, *, rules: Rules, contract: InferContract
+) -> InferQuery:
     """Read and check a whole inference request.
 
     Args:

@@ -36,7 +36,7 @@ from service.routes.access import caller_of, rules_for, take
 from service.routes.client_watch import ClientWatch
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
-from service.routes.forms import read_body
+from service.routes.forms import read_large_body
 from service.routes.infer_answer import HEADER_LENGTH, answer
 from service.routes.infer_contract import Tensor, contract_of
 from service.routes.infer_request import InferQuery, read_infer
@@ -166,7 +166,7 @@ async def infer(request: Request) -> Response:
     return response
 
 
-async def _body(request: Request, service: Service) -> bytes:
+async def _body(request: Request, service: Service) -> bytes | memoryview:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise UnsupportedMediaType(
@@ -175,10 +175,12 @@ async def _body(request: Request, service: Service) -> bytes:
             value=encoding,
             remedy="Send it as it is; pixels as binary tensors are the shortest form.",
         )
-    return await read_body(request, service.settings)
+    return await read_large_body(request, service.settings)
 
 
-async def _read(request: Request, body: bytes, service: Service, rules: Rules, deadline: float) -> InferQuery:
+async def _read(
+    request: Request, body: bytes | memoryview, service: Service, rules: Rules, deadline: float
+) -> InferQuery:
     length = request.headers.get(HEADER_LENGTH)
     read = partial(read_infer, body, length, rules=rules, contract=contract_of(service.predictor))
     is_long = json_length(body, length) > LONG

@@ -32,7 +32,7 @@ import onnxruntime
 from service.bundle import Bundle
 from service.model import OnnxModel
 from service.session import Provider, ProviderUnavailable
-from tests.benchmarks.gpu_load import Rate, Requests, load
+from tests.benchmarks.gpu_load import Rate, Requests, batched, load
 from tests.benchmarks.gpu_raw import BATCH
 from tests.benchmarks.models import CIFAR, HEAVY
 from tests.benchmarks.pictures import jpegs
@@ -205,19 +205,8 @@ def _over_http(what: str, found: Rate, raw: float, goal: Goal | None) -> Figure:
 
 
 def _tensors(bundle: Bundle) -> Requests:
-    """Return requests as the binary tensor extension has them."""
-    spec, chance = bundle.manifest.input, np.random.default_rng(0)
-    shape = (BATCH, spec.height, spec.width, 3)
-    pixels = [chance.integers(0, 256, shape, dtype=np.uint8).tobytes() for _ in range(2)]
-    size = {"binary_data_size": len(pixels[0])}
-    head = json.dumps(
-        {
-            "inputs": [{"name": "image", "datatype": "UINT8", "shape": shape, "parameters": size}],
-            "outputs": [{"name": "logits", "parameters": {"binary_data": True}}],
-        }
-    ).encode()
-    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
-    return Requests(f"/v2/models/{bundle.manifest.name}/infer", [head + each for each in pixels], headers, images=BATCH)
+    spec = bundle.manifest.input
+    return batched(bundle.manifest.name, spec.height, spec.width, BATCH)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
+import numpy as np
+
 from tests.benchmarks.servers import ROOT
 
 Found = tuple[int, int, list[float], dict[str, list[float]], str]
@@ -39,6 +41,21 @@ class Requests:
     bodies: Sequence[bytes]
     headers: Mapping[str, str]
     images: int = 1
+
+
+def batched(model: str, height: int, width: int, images: int) -> Requests:
+    """Return requests of so many pictures as the binary tensor extension has them."""
+    chance, shape = np.random.default_rng(0), (images, height, width, 3)
+    pixels = [chance.integers(0, 256, shape, dtype=np.uint8).tobytes() for _ in range(2)]
+    size = {"binary_data_size": len(pixels[0])}
+    head = json.dumps(
+        {
+            "inputs": [{"name": "image", "datatype": "UINT8", "shape": shape, "parameters": size}],
+            "outputs": [{"name": "logits", "parameters": {"binary_data": True}}],
+        }
+    ).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    return Requests(f"/v2/models/{model}/infer", [head + each for each in pixels], headers, images=images)
 
 
 @dataclass(frozen=True)
