@@ -34,7 +34,14 @@ Settings = Annotated[
 DataSource = Annotated[
     str | None, typer.Option("--data", metavar="SOURCE", help="Hub id or folder; in place of data.source.")
 ]
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run, as given to train --output.")]
+
+
+def _folder_of(run: Path) -> Path:
+    """Take a run's checkpoint for the run, of which commands read other files too."""
+    return run.parent if run.name == "checkpoint.safetensors" and run.is_file() else run
+
+
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run, as given to train --output.", callback=_folder_of)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 

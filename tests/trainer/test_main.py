@@ -149,6 +149,8 @@ def test_train_evaluate_and_samples_from_a_folder(
     status, said = command("samples", run, "--output", tmp_path / "samples", "--count", "2")
     assert status == 0, said
     assert len(list((tmp_path / "samples").glob("*-class-*.png"))) == 2
+    status, said = command("samples", Path(run) / "checkpoint.safetensors", "--output", tmp_path / "again")
+    assert status == 0, said
 
 
 def test_on_a_terminal_bars_show_the_epochs_and_the_steps_within_one(
