@@ -13,6 +13,7 @@ import uvicorn
 from numpy.typing import NDArray
 
 from service.app import create_app
+from service.body_in_place import BodyInPlace
 from service.connections import Connection
 from service.errors import ClientLeft, InvalidBody, InvalidImage, InvalidParameter
 from service.scoring import Branches
@@ -143,3 +144,21 @@ async def test_a_body_that_is_refused_goes_with_its_answer(body: bytes) -> None:
         writer.close()
         await asyncio.sleep(0.05)  # a thread may still be at letting go of it
         assert len(refusals()) == before
+
+
+@pytest.mark.parametrize("sent", [1_000_000, 500_000])
+async def test_a_body_that_was_read_in_place_goes_with_its_answer_or_its_client(sent: int) -> None:
+    body = b"{".ljust(1_000_000)
+    head = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with serving(FakeModel()) as port:
+        for _ in range(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head + body[:sent])
+            if sent == len(body):
+                assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 4")
+            else:
+                await writer.drain()
+                await asyncio.sleep(0.02)
+            writer.close()
+        await asyncio.sleep(0.1)
+        assert not [thing for thing in gc.get_objects() if type(thing) is BodyInPlace]
