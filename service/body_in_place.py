@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-_DROPPED_AT_ONCE = 65_536
+_DROPPED = memoryview(bytearray(65_536))
+"""Where what nobody wants any more is read to, whosever it was."""
 
 
 class BodyInPlace(asyncio.BufferedProtocol):
@@ -25,24 +26,27 @@ class BodyInPlace(asyncio.BufferedProtocol):
         size: bytes of the whole body, more than those.
         done: called once all of it has come.
 
+    Raises:
+        MemoryError: there is not so much.
+
     Attributes:
-        whole: the body, read-only; None: the connection ended before. Once it is cancelled, what still comes is
-            dropped.
+        whole: the body, read-only; None: the connection ended before. Once it is cancelled the memory is let go, and
+            what still comes is dropped.
         count: how many bytes have come.
     """
 
     def __init__(self, protocol: asyncio.Protocol, begun: bytearray, size: int, done: Callable[[], None]) -> None:
+        self._memory = np.empty(size, np.uint8).data
         self.whole: asyncio.Future[memoryview | None] = asyncio.get_running_loop().create_future()
         self.count = len(begun)
         self._protocol, self._size, self._done = protocol, size, done
-        self._memory = np.empty(size, np.uint8).data
         self._memory[: self.count] = begun
+        self.whole.add_done_callback(self._let_go)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go."""
         if self.whole.done():
-            self._memory = memoryview(bytearray(min(_DROPPED_AT_ONCE, self._size - self.count)))
-            return self._memory
+            return _DROPPED[: self._size - self.count]
         return self._memory[self.count :]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -53,6 +57,9 @@ class BodyInPlace(asyncio.BufferedProtocol):
         if not self.whole.done():
             self.whole.set_result(self._memory.toreadonly())
         self._done()
+
+    def _let_go(self, _: asyncio.Future[memoryview | None]) -> None:
+        self._memory = _DROPPED
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Say that no more will come."""

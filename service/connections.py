@@ -184,25 +184,31 @@ class Connection(OneWriteProtocol):
             self.cycle.keep_alive = False
 
     def _read_in_place(self) -> BodyInPlace | None:
-        """Have the rest of the body of the request under way read in place; None: too little of it is left."""
+        """Have the rest of the body of the request under way read in place; None: in parts, as any other.
+
+        So it is where little of it is left, its client has left, or there is no memory for all that it may become.
+        """
         cycle = self._running
-        if cycle is None or cycle is not self.cycle or cycle.disconnected or self._body_left < _LARGE:
+        if cycle is None or cycle is not self.cycle or self._body_left < _LARGE:
+            return None
+        try:
+            body = BodyInPlace(self, cycle.body, len(cycle.body) + self._body_left, self._end_in_place)
+        except MemoryError:
             return None
         if cycle.waiting_for_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
-        begun, cycle.body = cycle.body, bytearray()
-        cycle.message_event.clear()
-        body = BodyInPlace(self, begun, len(begun) + self._body_left, self._end_in_place)
         self.transport.set_protocol(body)
         self.flow.resume_reading()
         return body
 
     def _end_in_place(self) -> None:
         """Go on behind a body of which the parser has seen nothing but the beginning."""
+        self.transport.set_protocol(asyncio.BufferedProtocol())  # the last of these uvloop keeps: it holds nothing
         self.transport.set_protocol(self)
         self._parse_anew()
         self.on_message_complete()
+        self.cycle.message_event.clear()  # there is nothing to receive
 
     def _stated_length(self) -> int:
         # The parser has refused one that is no number, a second one, and one beside chunks.

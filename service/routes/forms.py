@@ -125,9 +125,11 @@ async def read_body(request: Request, settings: Settings) -> bytes:
 
 async def read_large_body(request: Request, settings: Settings) -> bytes | memoryview:
     """Read the body as `read_body` does, a large one without a copy where the server can."""
-    extensions = request.scope.get("extensions") or {}
+    read_in_place = (request.scope.get("extensions") or {}).get(BODY_IN_PLACE)
+    if read_in_place is None:
+        return await read_body(request, settings)
     _refuse_declared_size(request.headers.get("content-length"), settings.max_body_bytes)
-    in_place: BodyInPlace | None = extensions[BODY_IN_PLACE]() if BODY_IN_PLACE in extensions else None
+    in_place: BodyInPlace | None = read_in_place()
     if in_place is None:
         return await read_body(request, settings)
     try:

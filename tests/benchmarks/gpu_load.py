@@ -22,7 +22,7 @@ import numpy as np
 from tests.benchmarks.servers import ROOT
 
 Found = tuple[int, int, list[float], dict[str, list[float]], str]
-RAMP = 0.5
+RAMP = 0.6
 """Seconds of load before anything counts."""
 _KEPT = ("x-decode-time", "x-queue-time", "x-inference-time", "x-total-time")
 
@@ -92,7 +92,7 @@ def load(ports: Sequence[int], requests: Requests, *, processes: int, connection
             worker.say({**job, "first": number, "connections": share})
         for worker in workers:
             worker.hear()  # it is ready
-        begin = time.time() + 0.1 + RAMP
+        begin = time.time() + RAMP
         for worker in workers:
             worker.say(begin)
         return _summed([worker.hear() for worker in workers], requests.images, seconds)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from service.app import create_app
 from service.connections import Connection
 from service.manifest import ClassInfo, InputSpec, Manifest
+from service.memory import return_large_blocks
 from service.scoring import Branches
 from service.settings import Settings
 from tests.benchmarks.gpu_load import RAMP, Requests, batched, load
@@ -39,10 +40,9 @@ class _Found(NamedTuple):
 
 def run(workplace: Workplace) -> list[Figure]:
     """Measure both by turns."""
-    requests = {
-        "evenkeel": batched("tiny", SIDE, SIDE, COUNT),
-        "fastapi": Requests("/predict", [np.zeros((COUNT, SIDE, SIDE, 3), np.uint8).tobytes()], {}, images=COUNT),
-    }
+    tensors = batched("tiny", SIDE, SIDE, COUNT)
+    pixels = [body[-COUNT * SIDE * SIDE * 3 :] for body in tensors.bodies]
+    requests = {"evenkeel": tensors, "fastapi": Requests("/predict", pixels, {}, images=COUNT)}
     with _server("evenkeel", workplace) as ours, _server("fastapi", workplace) as other:
         servers = {"evenkeel": ours, "fastapi": other}
         turns = {name: partial(_burst, servers[name], each, workplace) for name, each in requests.items()}
@@ -102,6 +102,7 @@ class _Instant:
 
 
 def _evenkeel() -> FastAPI:
+    return_large_blocks()  # as `service serve` does
     classes = [ClassInfo.of(f"class {index}", 100) for index in range(CLASSES)]
     spec = InputSpec(height=SIDE, width=SIDE, resize="exact", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     return create_app(Settings(), _Instant(make_manifest(classes=classes, input=spec)))

@@ -11,10 +11,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from service.app import create_app
-from service.body_in_place import BodyInPlace
 from service.connections import MOST_AHEAD, Connection
 from service.routes.context import Service
-from service.routes.forms import BODY_IN_PLACE
 from service.settings import Settings
 from tests.service.fakes import FakeModel
 
@@ -23,23 +21,16 @@ GET = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @dataclass
 class Served:
-    """A server whose app waits for `open` and then tells the path and the body that it was asked with.
-
-    What it is asked at /in-place it takes so; `in_place` is the last that it took.
-    """
+    """A server whose app waits for `open` and then tells the path and the body that it was asked with."""
 
     server: uvicorn.Server = field(init=False)
     port: int = 0
     open: asyncio.Event = field(default_factory=asyncio.Event)
-    in_place: BodyInPlace | None = None
     service: Service = field(default_factory=lambda: create_app(Settings(), FakeModel()).service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.open.wait()
         body, more = b"", scope["method"] == "POST"
-        if more and scope["path"] == "/in-place" and (read := scope["extensions"].get(BODY_IN_PLACE)):
-            self.in_place = read()
-            body, more = bytes(await self.in_place.whole or b"the client has left"), False
         while more:
             message = await receive()
             body += message.get("body", b"")
@@ -126,24 +117,6 @@ async def test_a_long_body_is_parsed_as_it_comes_and_what_follows_it_is_not_lost
     assert told[0] == ["/0", "a" * length]
     assert [path for path, _ in told[1:]] == [*(f"/{number}" for number in range(1, 2 * MOST_AHEAD)), "/last"]
     assert len(parsed) < length / 4096 / 2
-
-
-async def test_of_a_body_that_is_read_in_place_the_parser_sees_the_beginning_alone(
-    served: Served, parsed: list[int]
-) -> None:
-    served.open.set()
-    length = 3 * 2**20
-    post = b"POST /in-place HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + b"a" * length
-    answers = await served.ask(post, GET % 1, post, GET % 2)
-    assert told(answers) == [
-        ["/in-place", "a" * length],
-        ["/1", ""],
-        ["/in-place", "a" * length],
-        ["/2", ""],
-        ["/last", ""],
-    ]
-    assert served.in_place and served.in_place.count == length
-    assert sum(parsed) < length
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0"])
