@@ -112,34 +112,36 @@ def query_parameters(request: Request, *names: str) -> dict[str, str]:
 
 async def read_body(request: Request, settings: Settings) -> bytes:
     """Read the body, as long as it stays within its limits of bytes and time."""
+    body = await read_buffer(request, settings)
+    return body if isinstance(body, bytes) else body.tobytes()
+
+
+async def read_buffer(request: Request, settings: Settings) -> bytes | memoryview:
+    """Read the body as `read_body` does, and leave a large one where the server has read it to."""
     limit = settings.max_body_bytes
-    whole = (request.scope.get("extensions") or {}).get(WHOLE_BODY)
+    extensions = request.scope.get("extensions") or {}
+    whole = extensions.get(WHOLE_BODY)
     body: bytes | None = whole() if whole else None
     if body is None:
         _refuse_declared_size(request.headers.get("content-length"), limit)
+        in_place: BodyInPlace | None = extensions[BODY_IN_PLACE]() if BODY_IN_PLACE in extensions else None
+        if in_place is not None:
+            return await _awaited_in_place(in_place, settings.request_timeout)
         return await _awaited_body(request, settings.request_timeout, limit)
     if len(body) > limit:
         raise _too_large(limit, None)
     return body
 
 
-async def read_large_body(request: Request, settings: Settings) -> bytes | memoryview:
-    """Read the body as `read_body` does, a large one without a copy where the server can."""
-    read_in_place = (request.scope.get("extensions") or {}).get(BODY_IN_PLACE)
-    if read_in_place is None:
-        return await read_body(request, settings)
-    _refuse_declared_size(request.headers.get("content-length"), settings.max_body_bytes)
-    in_place: BodyInPlace | None = read_in_place()
-    if in_place is None:
-        return await read_body(request, settings)
+async def _awaited_in_place(body: BodyInPlace, patience: float) -> memoryview:
     try:
-        async with asyncio.timeout(settings.request_timeout):
-            body = await in_place.whole
+        async with asyncio.timeout(patience):
+            whole = await body.whole
     except TimeoutError as error:
-        raise _too_slow(settings.request_timeout, in_place.count) from error
-    if body is None:
+        raise _too_slow(patience, body.count) from error
+    if whole is None:
         raise _left()
-    return body
+    return whole
 
 
 async def _awaited_body(request: Request, patience: float, limit: int) -> bytes:

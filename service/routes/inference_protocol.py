@@ -36,7 +36,7 @@ from service.routes.access import caller_of, rules_for, take
 from service.routes.client_watch import ClientWatch
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
-from service.routes.forms import read_large_body
+from service.routes.forms import read_buffer
 from service.routes.infer_answer import HEADER_LENGTH, answer
 from service.routes.infer_contract import Tensor, contract_of
 from service.routes.infer_request import InferQuery, read_infer
@@ -175,7 +175,7 @@ async def _body(request: Request, service: Service) -> bytes | memoryview:
             value=encoding,
             remedy="Send it as it is; pixels as binary tensors are the shortest form.",
         )
-    return await read_large_body(request, service.settings)
+    return await read_buffer(request, service.settings)
 
 
 async def _read(
