@@ -27,7 +27,7 @@ from tests.benchmarks.result import Figure, at_least
 from tests.benchmarks.rounds import median_ratio, take_turns
 from tests.benchmarks.servers import Server, free_port, running
 from tests.benchmarks.workplace import Workplace
-from tests.service.fakes import make_manifest
+from tests.service.fakes import FakeModel, make_manifest
 
 PART = "Large bodies"
 COUNT, SIDE, CLASSES = 32, 224, 1000
@@ -82,23 +82,17 @@ def _processor_seconds(server: Server) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-class _Instant:
+class _Instant(FakeModel):
     """A model that has its answers ready."""
 
-    provider = "cpu"
-    precision = "fp32"
-    feature_map_shape = None
-
     def __init__(self, manifest: Manifest) -> None:
+        super().__init__()
         self.manifest = manifest
         self._logits = np.random.default_rng(0).normal(size=(COUNT, CLASSES)).astype(np.float32)
 
     def branches(self, images: NDArray[np.uint8]) -> Branches:
         logits = self._logits[: len(images)]
         return Branches(logits, logits, np.ones((len(images), 2), np.float32))
-
-    def branches_and_feature_map(self, images: NDArray[np.uint8]) -> tuple[Branches, NDArray[np.float32]]:
-        raise NotImplementedError("there is no feature map, and none is asked for")
 
 
 def _evenkeel() -> FastAPI:
