@@ -2,8 +2,8 @@
 
 In parts it would be copied five times: out of the loop's buffer, out of the parser's, into what waits for the request,
 out of that, and into one piece; and the client would wait for each part to be taken. Of 32 pictures of 224x224 that was
-a third of what they cost beside the model. Here the memory for all of it is set apart once its request asks
-for it (it is taken from the system as it is written to), and the socket is read into that.
+a third of what they cost beside the model. Here the memory for all of it is set apart once its request asks for it (the
+system gives it as it is written to), and the socket is read into that.
 
 It knows neither HTTP nor what a body holds.
 """
