@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from tests.benchmarks import __main__ as command
 from tests.benchmarks import gpu, report
 from tests.benchmarks.result import Figure, at_least, at_most
 from tests.benchmarks.rounds import median_ratio, median_within, take_turns
+from tests.benchmarks.servers import ROOT
 
 FIGURES = [
     Figure("Tiny model", "throughput, evenkeel / FastAPI", 2.5, goal=at_least(2), note="from [a] to [b]"),
@@ -135,3 +139,29 @@ def test_every_line_of_a_run_without_a_server_becomes_a_figure() -> None:
         assert gpu.raw_figure("it", line).shown == shown
     assert "190.0 (size 1), 200.0 (size 32)" in gpu.raw_figure("it", lines["200 ms"]).note
     assert gpu.raw_figure("it", lines["–"]).note == "no such kernel"
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from tests.benchmarks.servers import free_port, running, stop_servers_when_terminated
+
+stop_servers_when_terminated()
+port = free_port()
+command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+with running(command, folder=Path(sys.argv[1]), ready="/", environment={}, port=port) as server:
+    print(server.process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_benchmark_that_is_terminated_stops_its_servers(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as benchmark:
+        assert benchmark.stdout
+        server = int(benchmark.stdout.readline())
+        os.kill(server, 0)
+        benchmark.terminate()
+        assert benchmark.wait(30) == 128 + 15
+    with pytest.raises(ProcessLookupError):
+        os.kill(server, 0)

@@ -18,6 +18,7 @@ from tests.benchmarks import report
 from tests.benchmarks.load import NoLoadGenerator
 from tests.benchmarks.machine import describe, describe_run
 from tests.benchmarks.result import Figure
+from tests.benchmarks.servers import stop_servers_when_terminated
 from tests.benchmarks.workplace import Skipped, Workplace
 
 PARTS = (
@@ -101,4 +102,5 @@ def _remark(name: str) -> str:
 
 
 if __name__ == "__main__":
+    stop_servers_when_terminated()
     main()

@@ -37,7 +37,7 @@ from tests.benchmarks.gpu_raw import BATCH
 from tests.benchmarks.models import CIFAR, HEAVY
 from tests.benchmarks.pictures import jpegs
 from tests.benchmarks.result import Figure, Goal, at_least
-from tests.benchmarks.servers import ROOT, Server, fetch, free_port, running
+from tests.benchmarks.servers import ROOT, Server, fetch, free_port, running, stop_servers_when_terminated
 from tests.benchmarks.workplace import Skipped, Workplace
 
 PART = "GPU"
@@ -340,4 +340,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    stop_servers_when_terminated()
     main()

@@ -38,6 +38,11 @@ class Server:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def stop_servers_when_terminated() -> None:
+    """Have SIGTERM end this process as an error does; else the servers that it runs would outlive it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 @contextmanager
 def running(
     command: Sequence[str],
