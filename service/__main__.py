@@ -24,6 +24,7 @@ from service.app import create_app
 from service.background import Background
 from service.bundle import BundleError, read_bundle
 from service.connections import Connection
+from service.cores import keep_linear_algebra_to_its_thread
 from service.front_door import FrontDoor
 from service.listening import CannotListen, bind, is_open_to_others, listen, ready_for_crowds
 from service.loading import load_bundle
@@ -79,6 +80,7 @@ def serve(  # noqa: PLR0917 - typer needs them so
         log_to_stderr(settings.log_level, settings.log_format)
         sockets = bind(settings.host, settings.port)
         return_large_blocks()
+        keep_linear_algebra_to_its_thread()
         load = partial(load_bundle, bundle, settings)
         loaded = load("")
         assert loaded is not None, "no bundle has an empty version"

@@ -3,12 +3,23 @@
 import os
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_cores() -> int:
     """Return the number of cores for this process: at least 1, a fraction of a core rounded down."""
     return max(1, int(min(_affinity(), cgroup_quota(_CGROUPS, Path("/proc/self/cgroup")))))
+
+
+def keep_linear_algebra_to_its_thread() -> None:
+    """Have NumPy's linear algebra run in the thread that calls it, in this process.
+
+    OpenBLAS has a thread for each core, which goes on looking for work for a while after each product: those of a
+    service are small, and the cores are for decoding and the model.
+    """
+    threadpool_limits(1, user_api="blas")
 
 
 def _affinity() -> int:

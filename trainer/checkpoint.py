@@ -282,8 +282,9 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
     for key, tensor in tensors.items():
         name, _, part = key.partition(":")
         parameter = parameters[name]
-        # AdamW counts its steps in a tensor of its own: on the CPU, but for a fused one where the parameter is.
-        counts_here = part == "step" and not optimizer.defaults.get("fused")
-        place = torch.device("cpu") if counts_here else parameter.device
-        kept = tensor.to(place) if part == "step" else tensor.to(parameter)
-        optimizer.state[parameter][part or MOMENTUM] = kept.clone()
+        if part == "step":  # AdamW's own count: on the CPU, but for a fused one where the parameter is
+            place = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
+            kept = tensor.to(place, copy=True)
+        else:  # laid out as the parameter is, in memory too: a fused step on a GPU refuses anything else
+            kept = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+        optimizer.state[parameter][part or MOMENTUM] = kept

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Plan:
         seconds: of each burst over HTTP.
         stretch: seconds of each stretch without a server; three make a figure.
         patience: seconds that a part without a server, or a start, may take.
+        survey: whether the provider's options are compared too.
     """
 
     provider: Provider = "cuda"
@@ -65,6 +67,7 @@ class Plan:
     seconds: float = 3
     stretch: float = 0.3
     patience: float = 60
+    survey: bool = True
 
 
 def run(workplace: Workplace) -> list[Figure]:
@@ -94,8 +97,9 @@ def measure(workplace: Workplace, plan: Plan, results: Path) -> list[Figure]:
     figures += _part("one run at a time", lambda: _one_at_a_time(heavy, plan, workplace, raw))
     figures += _part("parity and sizes", lambda: _parity(heavy, plan))
     figures += _part("a small model", lambda: _small(small, plan))
-    figures += _part("survey fp16", lambda: _raw(heavy, "fp16", plan, results / "survey.jsonl"))
-    figures += _part("survey fp32", lambda: _raw(heavy, "fp32", plan, results / "survey.jsonl"))
+    for precision in ("fp16", "fp32") if plan.survey else ():
+        survey = partial(_raw, heavy, precision, plan, results / "survey.jsonl")
+        figures += _part(f"survey {precision}", survey)
     (results / "figures.json").write_text(json.dumps([figure.to_json() for figure in figures], indent=1))
     return figures
 
@@ -332,6 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=Plan.seconds)
     parser.add_argument("--stretch", type=float, default=Plan.stretch)
     parser.add_argument("--patience", type=float, default=Plan.patience)
+    parser.add_argument("--no-survey", dest="survey", action="store_false", help="leave the provider's options out")
     asked = vars(parser.parse_args(arguments))
     results: Path = asked.pop("results")
     results.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,7 @@ PLAN = (
     *(Entry(f"paper: gamma 1/{part}", PAPER, settings=(f"head.gamma={1 / part}",)) for part in (16, 64)),
     *(strong(400, what, settings) for what, settings in LONGER.items()),
     *(strong(200, what, settings) for what, settings in PARTS.items()),
-    strong(200, "second seed", CANDIDATES["weight decay 1e-3, CutMix"], seeds=(1,)),
+    *(strong(epochs, "second seed", CANDIDATES["weight decay 1e-3, CutMix"], seeds=(1,)) for epochs in (400, 200)),
     strong(800, "weight decay 1e-3, CutMix", CANDIDATES["weight decay 1e-3, CutMix"]),
     Entry("paper: losses", PAPER, methods=("focal", "balanced_softmax", "logit_adjustment")),
     Entry("CIFAR-10: strong, 400 epochs", "cifar10_lt_strong", settings=("schedule.epochs=400",)),

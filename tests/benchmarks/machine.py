@@ -14,20 +14,19 @@ PACKAGES = ("onnxruntime-gpu", "numpy", "pillow", "fastapi", "uvicorn", "uvloop"
 
 
 def describe() -> dict[str, str]:
-    """Return what to know of this machine."""
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    """Return what to know of this machine, whichever its processor."""
+    memory = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
     return {
-        "processor": f"{_processor()}, {available_cores()} cores, which server and load generator share",
-        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "versions": versions,
+        "machine": f"{available_cores()} cores, which server and load generator share, {memory}",
+        "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
 
 
 def describe_run(command: str) -> str:
-    """Say what was run: the commit, the command, and how busy the machine was with it and with others."""
+    """Say what was run: the commit, the command, on which processor, and how busy it was with it and with others."""
+    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
     load = f"{os.getloadavg()[2]:.1f} processes over the last 15 minutes"
-    return f"commit {_commit()}, `{command}`, load {load}"
+    return f"commit {_commit()}, `{command}`; {_processor()}, {system}, load {load}"
 
 
 def _processor() -> str:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,25 @@ def test_the_quota_is_the_tightest_of_all_groups_above(
         (tmp_path / name).write_text(content + "\n")
     (tmp_path / "membership").write_text(membership + "\n" if membership else "")
     assert cgroup_quota(tmp_path, tmp_path / "membership") == expected
+
+
+LINEAR_ALGEBRA = """
+import numpy
+from threadpoolctl import threadpool_info
+from service.cores import keep_linear_algebra_to_its_thread
+
+def threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+before = threads()
+keep_linear_algebra_to_its_thread()
+print(before, threads())
+"""
+
+
+def test_linear_algebra_keeps_to_its_thread() -> None:
+    wanted = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    said = subprocess.run(
+        [sys.executable, "-c", LINEAR_ALGEBRA], capture_output=True, text=True, check=True, timeout=60, env=wanted
+    )
+    assert said.stdout.split() == ["{2}", "{1}"]

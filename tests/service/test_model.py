@@ -212,6 +212,17 @@ def test_on_cuda_each_size_is_checked_for_parity(
         OnnxModel(bundle, provider="cuda", max_batch_size=4)
 
 
+def test_on_cuda_fusions_without_a_plan_fill_no_log(
+    bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened_before = []
+    monkeypatch.setattr(
+        onnxruntime, "set_default_logger_severity", lambda level: opened_before.append((level, len(cuda)))
+    )
+    OnnxModel(bundle, provider="cuda", max_batch_size=4)
+    assert opened_before == [(4, 3)], "why a session does not open is still written"
+
+
 def test_the_cpu_has_one_session(bundle: Bundle, cuda: list[SessionOnTheCpu]) -> None:
     OnnxModel(bundle, provider="cpu", max_batch_size=4)
     assert len(cuda) == 1

@@ -3,12 +3,14 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.trainer.tiny import tiny_recipe
 from trainer.checkpoint import (
@@ -215,6 +217,30 @@ def test_momentum_buffers_find_their_parameters_again() -> None:
     step(again, other)
     assert torch.equal(layer.weight, again.weight)
     assert torch.equal(layer.bias, again.bias)
+
+
+@pytest.mark.parametrize("kind", [partial(torch.optim.SGD, lr=0.1, momentum=0.9), torch.optim.AdamW])
+def test_what_an_optimizer_kept_lies_in_memory_as_its_parameter(
+    tmp_path: Path, kind: Callable[..., torch.optim.Optimizer]
+) -> None:
+    """A file knows nothing of channels_last, and a fused step on a GPU refuses another layout."""
+
+    def stepped() -> tuple[torch.nn.Conv2d, torch.optim.Optimizer]:
+        layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = kind(layer.parameters())
+        torch.autograd.backward(layer(torch.ones(1, 3, 5, 5)).square().sum())
+        optimizer.step()
+        return layer, optimizer
+
+    kept = optimizer_tensors(*stepped())
+    save_file({name: tensor.contiguous() for name, tensor in kept.items()}, tmp_path / "kept")
+    layer, optimizer = stepped()
+    restore_optimizer(layer, optimizer, load_file(tmp_path / "kept"))
+    for name, tensor in optimizer_tensors(layer, optimizer).items():
+        torch.testing.assert_close(tensor, kept[name])
+        if tensor.ndim == 4:
+            assert tensor.stride() == layer.weight.stride()
+            assert not tensor.requires_grad
 
 
 @pytest.mark.parametrize(("fused", "place"), [(None, "cpu"), (True, "meta")])
