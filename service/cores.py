@@ -14,10 +14,10 @@ def available_cores() -> int:
 
 
 def keep_linear_algebra_to_its_thread() -> None:
-    """Have NumPy's linear algebra run in the thread that calls it, in this process.
+    """Have NumPy's linear algebra (OpenBLAS or MKL, as pip installs it) run in the thread that calls it.
 
-    OpenBLAS has a thread for each core, which goes on looking for work for a while after each product: those of a
-    service are small, and the cores are for decoding and the model.
+    OpenBLAS has a thread for each core, which goes on looking for work for a while after each product, while the cores
+    are for decoding and the model. So what a tuner's studies multiply takes one core too.
     """
     threadpool_limits(1, user_api="blas")
 

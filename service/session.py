@@ -34,8 +34,8 @@ class ProviderUnavailable(Exception):  # noqa: N818 - as all domain errors here
     """The execution provider that was asked for does not run on this machine."""
 
 
-_FATAL = 4
-"""Of ONNX Runtime's severities. What fails is an exception all the same."""
+_WARNING, _FATAL = 2, 4
+"""Of ONNX Runtime's severities, of which the first is its default."""
 RUN_OPTIONS = onnxruntime.RunOptions()
 """One for all runs, and nothing set: for a run without any, ONNX Runtime makes one, in 3 us."""
 
@@ -123,10 +123,16 @@ class OnnxSession:
     def trial(self) -> Iterator[None]:
         """Take the failure of a first run for what speaks against the device, such as that its memory is full.
 
+        On CUDA such a run writes an error for each fusion that cuDNN has no plan for, 36 for a ResNeXt-50 at one size,
+        and does without it. That fills no log, unless it is one for debugging.
+
         Raises:
             ProviderUnavailable: a run failed on CUDA.
         """
+        quiet = self.provider == "cuda" and not logger.isEnabledFor(logging.DEBUG)
         try:
+            if quiet:
+                onnxruntime.set_default_logger_severity(_FATAL)
             yield
         except BundleError:
             raise
@@ -134,6 +140,9 @@ class OnnxSession:
             if self.provider == "cpu":
                 raise
             raise _does_not_run(self.path, list(self._session_of_size), error) from error
+        finally:
+            if quiet:
+                onnxruntime.set_default_logger_severity(_WARNING)
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Return the outputs of one run; any thread may call it."""
@@ -166,20 +175,18 @@ def _start(
 
 def _open_on_cuda(file: Path, path: Path, threads: int, sizes: Sequence[int]) -> list[onnxruntime.InferenceSession]:
     try:
-        sessions = [_open(file, path, "cuda", threads) for _ in sizes]
+        return [_open(file, path, "cuda", threads) for _ in sizes]
     except BundleError as error:
         _open(file, path, "cpu", threads)  # refuses the file if that is at fault
         raise _does_not_run(path, sizes, error.__cause__) from error
-    # A first run writes an error for each fusion that cuDNN has no plan for, 36 for a ResNet-50, and does without it.
-    onnxruntime.set_default_logger_severity(_FATAL)
-    return sessions
 
 
 def _does_not_run(path: Path, sizes: Sequence[int], error: BaseException | None) -> ProviderUnavailable:
     fewer = "lower EVENKEEL_MAX_BATCH_SIZE" if len(sizes) > 1 else "make room"
     return ProviderUnavailable(
         f"{path} does not run on cuda in a session for each batch size of {', '.join(map(str, sizes))}: "
-        f"{' '.join(str(error).split())}; {fewer} if the GPU's memory is full, or ask for cpu"
+        f"{' '.join(str(error).split())}; {fewer} if the GPU's memory is full, or ask for cpu; "
+        "EVENKEEL_LOG_LEVEL=debug shows what CUDA's libraries write"
     )
 
 

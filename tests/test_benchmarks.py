@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from service.cores import available_cores
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import gpu, report
 from tests.benchmarks.result import Figure, at_least, at_most
@@ -40,13 +41,12 @@ def test_the_table_shows_every_figure_with_its_goal() -> None:
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     runs = {"Tiny model": "commit abc, `make bench`"}
-    report.write(FIGURES, {"processor": "one"}, {"Tiny model": "What it is."}, runs, tmp_path)
+    report.write(FIGURES, {"Tiny model": "What it is."}, runs, tmp_path)
     assert report.read(tmp_path) == FIGURES
     assert report.read_runs(tmp_path) == runs
     assert json.loads((tmp_path / "results.json").read_text())["figures"][1]["verdict"] == "MISS"
     page = (tmp_path / "RESULTS.md").read_text()
     for line in (
-        "- processor: one",
         "## Tiny model",
         "What it is.",
         "Measured at commit abc, `make bench`.",
@@ -89,7 +89,7 @@ def test_a_run_of_one_part_leaves_the_others_to_the_runs_that_found_them(
     before = {"GPU": "commit abc, `make bench`", "Envelopes": "commit abc, `make bench`"}
     written = {}
 
-    def write(figures: object, machine: object, remarks: object, runs: dict[str, str]) -> None:
+    def write(figures: object, remarks: object, runs: dict[str, str]) -> None:
         written.update(runs)
 
     skipped = Figure("GPU", command.SKIPPED, None, note="there is no GPU")
@@ -101,6 +101,7 @@ def test_a_run_of_one_part_leaves_the_others_to_the_runs_that_found_them(
     command.main(["gpu", "envelopes"])
     assert written["GPU"] == before["GPU"]
     assert "`python -m tests.benchmarks gpu envelopes`" in written["Envelopes"]
+    assert f"{available_cores()} cores" in written["Envelopes"]
 
 
 def test_a_part_that_cannot_be_measured_here_keeps_what_another_machine_found(monkeypatch: pytest.MonkeyPatch) -> None:

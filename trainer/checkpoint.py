@@ -277,7 +277,11 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 
 
 def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put what the optimizer kept back to its parameters."""
+    """Put what the optimizer kept back to its parameters.
+
+    Raises:
+        TrainerError: it has another shape than its parameter.
+    """
     parameters = dict(model.named_parameters())
     for key, tensor in tensors.items():
         name, _, part = key.partition(":")
@@ -285,6 +289,11 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
         if part == "step":  # AdamW's own count: on the CPU, but for a fused one where the parameter is
             place = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
             kept = tensor.to(place, copy=True)
+        elif tensor.shape != parameter.shape:
+            raise TrainerError(
+                f"the checkpoint's optimizer keeps {list(tensor.shape)} of {key}, whose parameter is "
+                f"{list(parameter.shape)}: the file is damaged; train anew without --resume"
+            )
         else:  # laid out as the parameter is, in memory too: a fused step on a GPU refuses anything else
             kept = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
         optimizer.state[parameter][part or MOMENTUM] = kept

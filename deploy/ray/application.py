@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from service.app import create_app
+from service.cores import keep_linear_algebra_to_its_thread
 from service.front_door import FrontDoor
 from service.loading import load_bundle
+from service.memory import return_large_blocks
 from service.settings import Settings
 from service.telemetry import log_to_stderr
 
@@ -82,6 +84,8 @@ class Evenkeel:
 def build_app(bundle: Path, settings: Settings) -> FrontDoor:
     """Load the model and assemble the app, as `service serve` does."""
     log_to_stderr(settings.log_level, settings.log_format)
+    return_large_blocks()
+    keep_linear_algebra_to_its_thread()
     load = partial(load_bundle, bundle, settings)
     loaded = load("")
     assert loaded is not None, "no bundle has an empty version"

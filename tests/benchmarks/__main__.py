@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tests.benchmarks import report
 from tests.benchmarks.load import NoLoadGenerator
-from tests.benchmarks.machine import describe, describe_run
+from tests.benchmarks.machine import describe_run
 from tests.benchmarks.result import Figure
 from tests.benchmarks.servers import stop_servers_when_terminated
 from tests.benchmarks.workplace import Skipped, Workplace
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command = " ".join(["make bench" if not asked.parts else "python -m tests.benchmarks", *asked.parts])
             if found[name][0].what != SKIPPED:
                 runs[_title(name)] = describe_run(command)
-            report.write(_with_those_kept(found), describe(), {_title(part): _remark(part) for part in PARTS}, runs)
+            report.write(_with_those_kept(found), {_title(part): _remark(part) for part in PARTS}, runs)
     report.show(console, _with_those_kept(found))
 
 

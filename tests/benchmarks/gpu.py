@@ -185,19 +185,24 @@ def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> li
 
 
 def _jpegs(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
-    """Send single pictures to ever more processes of the service, all of which run from the beginning."""
+    """Send single pictures to ever more processes of the service, which share the cores for decoding."""
     pictures = [file.read_bytes() for file in jpegs(workplace.place("pictures")).files]
     single = Requests("/predict", pictures, {"Content-Type": "image/jpeg"})
-    with _services(bundle, max(plan.processes), plan, workplace) as servers:
+    figures = []
+    for count in plan.processes:
+        what = f"single JPEGs, {count} process{'es' * (count > 1)} with {_decoding(count)} decoding threads each"
+        with _services(bundle, count, plan, workplace) as servers:
+            ports, at_once = [server.port for server in servers], min(CONNECTIONS_EACH * count, 512)
+            found = load(ports, single, processes=CLIENTS, connections=at_once, seconds=plan.seconds)
+            figures.append(_over_http(what, found, raw, None))
+            _say(_busy(servers[0]))
         slowest = max(server.seconds_to_ready for server in servers)
-        figures = [Figure(PART, f"{len(servers)} processes at once, start to ready", slowest, "s")]
-        ports = [server.port for server in servers]
-        for count in plan.processes:
-            connections = min(CONNECTIONS_EACH * count, 512)
-            found = load(ports[:count], single, processes=CLIENTS, connections=connections, seconds=plan.seconds)
-            figures.append(_over_http(f"single JPEGs, {count} process{'es' * (count > 1)}", found, raw, None))
-        _say(_busy(servers[0]))
-    return figures
+    return [*figures, Figure(PART, f"{count} processes at once, start to ready", slowest, "s")]
+
+
+def _decoding(count: int) -> int:
+    """Share the cores for decoding among so many processes."""
+    return max(2, (os.cpu_count() or 2) // count)
 
 
 def _over_http(what: str, found: Rate, raw: float, goal: Goal | None) -> Figure:
@@ -222,7 +227,7 @@ def _services(
         "COMPARED_RUNS_AT_ONCE": str(at_once),
         "EVENKEEL_MAX_QUEUE_SIZE": "1024",
         "EVENKEEL_MAX_BATCH_SIZE": str(BATCH),
-        "EVENKEEL_DECODE_THREADS": str(max(2, (os.cpu_count() or 2) // count)),
+        "EVENKEEL_DECODE_THREADS": str(_decoding(count)),
     }
     folders = [workplace.place(f"run-gpu/{number}") for number in range(count)]
     starts = [_service(bundle, folder, plan, settings) for folder in folders]

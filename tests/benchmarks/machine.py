@@ -13,20 +13,14 @@ from service.cores import available_cores
 PACKAGES = ("onnxruntime-gpu", "numpy", "pillow", "fastapi", "uvicorn", "uvloop", "torch", "timm")
 
 
-def describe() -> dict[str, str]:
-    """Return what to know of this machine, whichever its processor."""
-    memory = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
-    return {
-        "machine": f"{available_cores()} cores, which server and load generator share, {memory}",
-        "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
-    }
-
-
 def describe_run(command: str) -> str:
-    """Say what was run: the commit, the command, on which processor, and how busy it was with it and with others."""
-    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    """Say what was run: the commit, the command, how busy the machine was, which machine, and with which versions."""
     load = f"{os.getloadavg()[2]:.1f} processes over the last 15 minutes"
-    return f"commit {_commit()}, `{command}`; {_processor()}, {system}, load {load}"
+    memory = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+    machine = f"{_processor()}, {available_cores()} cores for server and load, {memory}"
+    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"commit {_commit()}, `{command}`, load {load}; {machine}, {system}; {versions}"
 
 
 def _processor() -> str:

@@ -31,7 +31,6 @@ def show(console: Console, figures: Sequence[Figure]) -> None:
 
 def write(
     figures: Sequence[Figure],
-    machine: dict[str, str],
     remarks: dict[str, str],
     runs: dict[str, str],
     folder: Path = FOLDER,
@@ -40,25 +39,22 @@ def write(
 
     Args:
         figures: of all parts, those that were not run now as well.
-        machine: what is the same for all parts.
         remarks: what is to be known of each part.
-        runs: by which run each part's figures were found.
+        runs: by which run each part's figures were found, and on what.
         folder: where to.
     """
-    content = {"machine": machine, "runs": runs, "remarks": remarks, "figures": [one.to_json() for one in figures]}
+    content = {"runs": runs, "remarks": remarks, "figures": [one.to_json() for one in figures]}
     (folder / "results.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    (folder / "RESULTS.md").write_text(page(figures, machine, remarks, runs))
+    (folder / "RESULTS.md").write_text(page(figures, remarks, runs))
 
 
-def page(figures: Sequence[Figure], machine: dict[str, str], remarks: dict[str, str], runs: dict[str, str]) -> str:
-    """Return the results as Markdown: the machine, then a table a part with its remark and its run above it."""
+def page(figures: Sequence[Figure], remarks: dict[str, str], runs: dict[str, str]) -> str:
+    """Return the results as Markdown: a table a part with its remark and its run above it."""
     lines = [
         "# Benchmarks: the last run of each part",
         "",
         "`make bench` writes this file. A missed goal stays in it.",
-        "",
     ]
-    lines += [f"- {name}: {value}" for name, value in machine.items()]
     for part, its in groupby(figures, key=lambda figure: figure.part):
         lines += ["", f"## {part}", "", remarks.get(part, ""), ""]
         lines += [f"Measured at {runs[part]}.", ""] if part in runs else []

@@ -1,4 +1,5 @@
 import gc
+import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -213,14 +214,22 @@ def test_on_cuda_each_size_is_checked_for_parity(
 
 
 def test_on_cuda_fusions_without_a_plan_fill_no_log(
-    bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    opened_before = []
+    set_to: list[tuple[int, int, int]] = []
     monkeypatch.setattr(
-        onnxruntime, "set_default_logger_severity", lambda level: opened_before.append((level, len(cuda)))
+        onnxruntime,
+        "set_default_logger_severity",
+        lambda level: set_to.append((level, len(cuda), sum(len(one.sizes) for one in cuda))),
     )
-    OnnxModel(bundle, provider="cuda", max_batch_size=4)
-    assert opened_before == [(4, 3)], "why a session does not open is still written"
+    with caplog.at_level(logging.INFO, "service.session"):
+        OnnxModel(bundle, provider="cuda", max_batch_size=4)
+    (fatal, opened, runs), (warning, _, all_runs) = set_to
+    assert (fatal, opened, runs) == (4, 3, 0), "why a session does not open is still written"
+    assert (warning, all_runs > 3) == (2, True), "and what fails later"
+    with caplog.at_level(logging.DEBUG, "service.session"):
+        OnnxModel(bundle, provider="cuda", max_batch_size=4)
+    assert len(set_to) == 2
 
 
 def test_the_cpu_has_one_session(bundle: Bundle, cuda: list[SessionOnTheCpu]) -> None:

@@ -180,6 +180,24 @@ def test_clients_that_leave_cost_nothing_and_hang_nobody(bundle: Path, tmp_path:
         assert "Traceback" not in service.log.read_text()
 
 
+SERVE = """
+import sys
+from threadpoolctl import threadpool_info
+from service import __main__
+
+__main__._run = lambda *_: print({library["num_threads"] for library in threadpool_info()})
+sys.argv[1:] = ["serve", sys.argv[1], "--port", "0"]
+__main__.main()
+"""
+
+
+def test_linear_algebra_leaves_the_other_cores_alone(bundle: Path, tmp_path: Path) -> None:
+    wanted = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "EVENKEEL_DATABASE_URL": f"sqlite:///{tmp_path / 'db'}"}
+    command = [sys.executable, "-c", SERVE, str(bundle)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=wanted)
+    assert said.stdout.split() == ["{1}"]
+
+
 def start(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {f"EVENKEEL_{name.upper()}": value for name, value in settings.items()}
     command = [sys.executable, "-m", "service", "serve", *arguments]

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -14,6 +17,7 @@ from service.tradeoff import (
     correct_intervals,
     curve_from_intervals,
     upper_envelope,
+    upper_envelopes,
 )
 
 LOW, HIGH = 0.0, 3.0
@@ -104,11 +108,48 @@ def test_an_envelope_outside_its_range_is_refused() -> None:
         ([], [], "not empty"),
         ([np.nan, 1.0], [1.0, 2.0], "finite"),
         ([1.0, 2.0], [np.inf, 2.0], "finite"),
+        ([0.0, 1.0], [np.inf, 1.0], "finite"),
+        ([np.inf, -np.inf], [1.0, 1.0], "finite"),
     ],
 )
 def test_lines_that_cannot_be_are_refused(factual: list[float], counterfactual: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         upper_envelope(factual, counterfactual, low=LOW, high=HIGH)
+    if counterfactual and len(factual) == len(counterfactual):
+        with pytest.raises(ValueError, match=message):
+            upper_envelopes([[1.0, 2.0], factual], [[1.0, 2.0], counterfactual], low=LOW, high=HIGH)
+
+
+def test_lines_whose_product_overflows_are_lines_all_the_same() -> None:
+    steep = np.array([[1e200, -1e200], [1.0, 2.0]])
+    for envelope in upper_envelopes(steep, steep, low=0.0, high=0.5):
+        assert envelope.winner_at(0.0) in {0, 1}
+
+
+BLAS = """
+import time
+import numpy as np
+from threadpoolctl import threadpool_info
+from service.tradeoff import upper_envelopes
+
+lines = np.random.default_rng(0).normal(size=(2, 32, 1000))
+upper_envelopes(*lines, low=0.0, high=3.0)
+time.sleep(0.5)
+begin = time.process_time(), time.thread_time()
+for _ in range(20):
+    upper_envelopes(*lines, low=0.0, high=3.0)
+spent, here = time.process_time() - begin[0], time.thread_time() - begin[1]
+print(max(library["num_threads"] for library in threadpool_info()), spent / here)
+"""
+
+
+def test_a_batch_of_many_classes_takes_no_other_core() -> None:
+    wanted = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", BLAS]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=wanted).stdout.split()
+    if said[0] != "2":
+        pytest.skip("needs two cores, and OpenBLAS")
+    assert float(said[1]) < 1.2
 
 
 def brute_force(factual: NDArray[np.float64], counterfactual: NDArray[np.float64], alpha: float) -> NDArray[np.int64]:
