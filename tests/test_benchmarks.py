@@ -142,6 +142,22 @@ def test_every_line_of_a_run_without_a_server_becomes_a_figure() -> None:
     assert gpu.raw_figure("it", lines["–"]).note == "no such kernel"
 
 
+@pytest.mark.parametrize(("options", "surveyed"), [([], ["survey fp16", "survey fp32"]), (["--no-survey"], [])])
+def test_a_survey_comes_last_and_can_be_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], surveyed: list[str]
+) -> None:
+    class Elsewhere:
+        def bundle(self, *_: object, half: bool) -> None:
+            assert half
+
+    parts: list[str] = []
+    monkeypatch.setattr(gpu, "Workplace", Elsewhere)
+    monkeypatch.setattr(gpu, "_part", lambda name, _: parts.append(name) or [])
+    gpu.main([str(tmp_path), *options])
+    assert parts[:3] == ["raw fp16", "batches", "single JPEGs"]
+    assert [name for name in parts if name.startswith("survey")] == surveyed == parts[6:]
+
+
 INTERRUPTED = """
 import sys, time
 from pathlib import Path

@@ -1,10 +1,10 @@
 """On a GPU: what HTTP leaves of the images/s of ONNX Runtime's CUDA provider, and how many processes JPEGs take.
 
 ResNeXt-50 32x4d in fp16. Batched requests are 32 pictures as a UINT8 tensor through `/v2/.../infer`; single pictures
-are JPEGs of about 500x375 through `/predict`. Raw is the same model without a server, with pictures copied to the GPU
-and logits back, in the fastest of several ways, of which one runs two batches at once as the service does; on device is
-without the copies. Clients are processes of their own. What counts most comes first: a survey of the provider's options
-comes last.
+are JPEGs of about 500x375 through `/predict`, held against decoding alone on all cores too. Raw is the same model
+without a server, with pictures copied to the GPU and logits back, in the fastest of several ways, of which one runs two
+batches at once as the service does; on device is without the copies. Clients are processes of their own. What counts
+most comes first: a survey of the provider's options comes last.
 
 python -m tests.benchmarks.gpu FOLDER                          # this part by itself, with its log on stderr
 python -m tests.benchmarks.gpu FOLDER --provider cpu --small   # whether it runs at all
@@ -12,7 +12,6 @@ python -m tests.benchmarks.gpu FOLDER --provider cpu --small   # whether it runs
 
 import argparse
 import json
-import os
 import re
 import signal
 import statistics
@@ -31,9 +30,11 @@ import numpy as np
 import onnxruntime
 
 from service.bundle import Bundle
+from service.cores import available_cores
 from service.model import OnnxModel
 from service.session import Provider, ProviderUnavailable
-from tests.benchmarks.gpu_load import Rate, Requests, batched, load
+from tests.benchmarks.gpu_decoding import decoding_rate
+from tests.benchmarks.gpu_load import RAMP, Rate, Requests, batched, load
 from tests.benchmarks.gpu_raw import BATCH
 from tests.benchmarks.models import CIFAR, HEAVY
 from tests.benchmarks.pictures import jpegs
@@ -188,13 +189,21 @@ def _jpegs(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list
     """Send single pictures to ever more processes of the service, which share the cores for decoding."""
     pictures = [file.read_bytes() for file in jpegs(workplace.place("pictures")).files]
     single = Requests("/predict", pictures, {"Content-Type": "image/jpeg"})
-    figures = []
+    cores = available_cores()
+    alone = decoding_rate(bundle.manifest.input, pictures, processes=cores, seconds=plan.seconds)
+    note = f"{cores} processes without a server or a model; {1e3 * cores / alone:.1f} ms of a core each"
+    figures = [Figure(PART, "single JPEGs, decoding alone", alone, "images/s", note=note)]
     for count in plan.processes:
         what = f"single JPEGs, {count} process{'es' * (count > 1)} with {_decoding(count)} decoding threads each"
         with _services(bundle, count, plan, workplace) as servers:
             ports, at_once = [server.port for server in servers], min(CONNECTIONS_EACH * count, 512)
+            before = sum(server.processor_seconds() for server in servers)
             found = load(ports, single, processes=CLIENTS, connections=at_once, seconds=plan.seconds)
+            took = sum(server.processor_seconds() for server in servers) - before
             figures.append(_over_http(what, found, raw, None))
+            share, each = found.images / alone, took / max(found.images * (RAMP + plan.seconds), 1)
+            what = f"single JPEGs, {count} process{'es' * (count > 1)} / decoding alone"
+            figures.append(Figure(PART, what, share, note=f"{1e3 * each:.1f} ms of the services' cores each"))
             _say(_busy(servers[0]))
         slowest = max(server.seconds_to_ready for server in servers)
     return [*figures, Figure(PART, f"{count} processes at once, start to ready", slowest, "s")]
@@ -202,7 +211,7 @@ def _jpegs(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list
 
 def _decoding(count: int) -> int:
     """Share the cores for decoding among so many processes."""
-    return max(2, (os.cpu_count() or 2) // count)
+    return max(2, available_cores() // count)
 
 
 def _over_http(what: str, found: Rate, raw: float, goal: Goal | None) -> Figure:

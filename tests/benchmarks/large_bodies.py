@@ -4,11 +4,9 @@
 to evenkeel through `/v2/.../infer`, with everything on. Both answer with 1,000 logits each; clients share the cores.
 """
 
-import os
 import sys
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -69,17 +67,12 @@ def _server(kind: str, workplace: Workplace) -> AbstractContextManager[Server]:
 
 
 def _burst(server: Server, requests: Requests, workplace: Workplace) -> _Found:
-    before, seconds = _processor_seconds(server), workplace.seconds(3)
+    before, seconds = server.processor_seconds(), workplace.seconds(3)
     found = load([server.port], requests, processes=1, connections=2, seconds=seconds)
     if found.fault:
         raise RuntimeError(found.fault)
     batches = found.images / COUNT * (RAMP + seconds)
-    return _Found(found.images, (_processor_seconds(server) - before) / batches)
-
-
-def _processor_seconds(server: Server) -> float:
-    user, system = Path(f"/proc/{server.process.pid}/stat").read_text().rsplit(")")[1].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return _Found(found.images, (server.processor_seconds() - before) / batches)
 
 
 class _Instant(FakeModel):

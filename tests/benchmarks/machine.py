@@ -24,11 +24,14 @@ def describe_run(command: str) -> str:
 
 
 def _processor() -> str:
+    """Name the processor, and what it has for bf16: some names do not tell."""
     try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        said = Path("/proc/cpuinfo").read_text()
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or sys.platform
+        said = ""
+    name = re.search(r"model name\s*: (.*)", said)
+    extras = [extra for flag, extra in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 bf16")) if f" {flag} " in said]
+    return (name[1] if name else platform.processor() or sys.platform) + (f" with {extras[0]}" if extras else "")
 
 
 def _commit() -> str:

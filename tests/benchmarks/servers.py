@@ -37,6 +37,11 @@ class Server:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def processor_seconds(self) -> float:
+        """Return the seconds of a core that the process has taken so far, in all its threads."""
+        user, system = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")")[1].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
 
 def stop_servers_when_terminated() -> None:
     """Have SIGTERM end this process as an error does; else the servers that it runs would outlive it."""

@@ -24,7 +24,7 @@ from trainer.config import Recipe, load_recipe
 from trainer.data import Pixels, Splits
 from trainer.model import LongTailClassifier
 from trainer.table import Table
-from trainer.train import Training
+from trainer.train import Training, computes_bf16
 
 PART = "Training"
 IMAGES, CLASSES = 2048, 100
@@ -40,7 +40,10 @@ def run(workplace: Workplace) -> list[Figure]:
     pairs = [(next(ours), next(plain)) for _ in range(workplace.rounds(3))]
     ratio = median_ratio(*map(list, zip(*pairs, strict=True)))
     rates = [statistics.median(column) for column in zip(*pairs, strict=True)]
-    note = f"{rates[0]:,.0f} and {rates[1]:,.0f} images/s; ResNet-32, batches of {recipe.batch_size}"
+    how = "bf16" if computes_bf16(torch.device("cpu")) else "fp32, as the processor has no bf16"
+    note = (
+        f"{rates[0]:,.0f} and {rates[1]:,.0f} images/s; ResNet-32, batches of {recipe.batch_size}, the trainer in {how}"
+    )
     return [Figure(PART, "images/s, trainer / plain fp32 loop with workers, CPU", ratio, goal=at_least(2), note=note)]
 
 

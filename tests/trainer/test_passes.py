@@ -110,7 +110,11 @@ def test_a_fused_adamw_goes_on_from_its_checkpoint(digits: Splits) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("compiled", [False, True])
-def test_graphs_of_a_gpu_give_what_plain_passes_give(digits: Splits, *, compiled: bool) -> None:
+def test_graphs_of_a_gpu_give_what_plain_passes_give(
+    digits: Splits, monkeypatch: pytest.MonkeyPatch, *, compiled: bool
+) -> None:
+    # As torch is, cuDNN rounds what it multiplies to 10 bits, in some of its ways to convolve: no two need agree.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     cuda = torch.device("cuda")
     recipes = [
         tiny_recipe(f"capture={capture}", "compile=never", "precision=fp32", "optimizer.sharpness_rho=0.1")
