@@ -50,6 +50,8 @@ _INLINE_PIXELS = 128 * 128
 """Up to here decoding costs less than the way to another thread and back."""
 _INLINE_BYTES = 65_536
 """A longer file can hold up the event loop whatever its pixels: by chunks that are read one by one."""
+_INLINE_JPEG_BYTES = 16_384
+"""A longer JPEG has more pixels, or is none of the usual ones: its head need not be read to know."""
 _INLINE_CHUNKS = 100
 _PACKED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")
 """Of a PNG, which its reader unpacks, up to a MiB each: that takes a thousand times what their bytes suggest."""
@@ -225,6 +227,8 @@ class ImageDecoder:
 
 def _may_take_long(data: bytes) -> bool:
     """Tell whether a file may hold up whoever reads it, be the picture as small as it says."""
+    if is_jpeg(data):
+        return len(data) > _INLINE_JPEG_BYTES
     if len(data) > _INLINE_BYTES or count_png_chunks(data, _INLINE_CHUNKS) > _INLINE_CHUNKS:
         return True
     return any(name in data for name in _PACKED_CHUNKS)

@@ -1,6 +1,6 @@
 """`make bench`: every part in turn, one table, and the results file in the repository.
 
-python -m tests.benchmarks                    # everything, 38 minutes on 2 cores
+python -m tests.benchmarks                    # everything, 40 minutes on 2 cores
 python -m tests.benchmarks tiny_model alphas  # some parts; the others keep their last figures
 python -m tests.benchmarks --quick            # whether it runs at all; writes nothing
 """
@@ -27,6 +27,7 @@ PARTS = (
     "alphas",
     "tde_cost",
     "large_bodies",
+    "single_jpegs",
     "lone_request",
     "memory",
     "cold_start",

@@ -33,7 +33,7 @@ from service.bundle import Bundle
 from service.cores import available_cores
 from service.model import OnnxModel
 from service.session import Provider, ProviderUnavailable
-from tests.benchmarks.gpu_decoding import decoding_rate
+from tests.benchmarks.decoding_alone import decoding_rate
 from tests.benchmarks.gpu_load import RAMP, Rate, Requests, batched, load
 from tests.benchmarks.gpu_raw import BATCH
 from tests.benchmarks.models import CIFAR, HEAVY

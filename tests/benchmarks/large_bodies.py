@@ -29,6 +29,7 @@ from tests.service.fakes import FakeModel, make_manifest
 
 PART = "Large bodies"
 COUNT, SIDE, CLASSES = 32, 224, 1000
+SPEC = InputSpec(height=SIDE, width=SIDE, resize="exact", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
 class _Found(NamedTuple):
@@ -41,7 +42,7 @@ def run(workplace: Workplace) -> list[Figure]:
     tensors = batched("tiny", SIDE, SIDE, COUNT)
     pixels = [body[-COUNT * SIDE * SIDE * 3 :] for body in tensors.bodies]
     requests = {"evenkeel": tensors, "fastapi": Requests("/predict", pixels, {}, images=COUNT)}
-    with _server("evenkeel", workplace) as ours, _server("fastapi", workplace) as other:
+    with instant_server("evenkeel", workplace) as ours, instant_server("fastapi", workplace) as other:
         servers = {"evenkeel": ours, "fastapi": other}
         turns = {name: partial(_burst, servers[name], each, workplace) for name, each in requests.items()}
         found = take_turns(turns, workplace.rounds(7))
@@ -56,7 +57,8 @@ def run(workplace: Workplace) -> list[Figure]:
     ]
 
 
-def _server(kind: str, workplace: Workplace) -> AbstractContextManager[Server]:
+def instant_server(kind: str, workplace: Workplace) -> AbstractContextManager[Server]:
+    """Start evenkeel or the FastAPI service in front of the model that takes no time."""
     folder, port = workplace.place(f"run-bodies/{kind}"), free_port()
     for old in folder.glob("state.sqlite*"):
         old.unlink()
@@ -91,8 +93,7 @@ class _Instant(FakeModel):
 def _evenkeel() -> FastAPI:
     return_large_blocks()  # as `service serve` does
     classes = [ClassInfo.of(f"class {index}", 100) for index in range(CLASSES)]
-    spec = InputSpec(height=SIDE, width=SIDE, resize="exact", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    return create_app(Settings(), _Instant(make_manifest(classes=classes, input=spec)))
+    return create_app(Settings(), _Instant(make_manifest(classes=classes, input=SPEC)))
 
 
 def _fastapi() -> FastAPI:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from service import images
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage, ServiceError
 from service.images import ImageDecoder
@@ -366,6 +367,25 @@ async def test_what_takes_long_to_open_is_opened_in_a_thread(
     monkeypatch.setattr(Image, "open", noting)
     np.testing.assert_array_equal(await decode(decoder, data), np.asarray(gradient()))
     assert [name.startswith("decode") for name in threads] == [True]
+
+
+@pytest.mark.parametrize(("size", "aside"), [((8, 8), False), ((200, 150), True)])
+async def test_the_head_of_a_long_jpeg_is_read_where_it_is_decoded(
+    decoder: ImageDecoder, size: tuple[int, int], aside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), "JPEG", quality=90)
+    threads = []
+
+    def noting(data: bytes) -> object:
+        threads.append(threading.current_thread().name.startswith("decode"))
+        return read_head(data)
+
+    monkeypatch.setattr(images, "read_head", noting)
+    pixels = await decode(decoder, data)
+    assert threads == [aside]
+    fitted = Image.open(io.BytesIO(data)).resize((8, 8), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(pixels, np.asarray(fitted))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (300, 200)])
