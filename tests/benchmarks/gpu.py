@@ -33,8 +33,8 @@ from service.bundle import Bundle
 from service.cores import available_cores
 from service.model import OnnxModel
 from service.session import Provider, ProviderUnavailable
-from tests.benchmarks.decoding_alone import decoding_rate
-from tests.benchmarks.gpu_load import RAMP, Rate, Requests, batched, load
+from tests.benchmarks.decoding_alone import decode_alone
+from tests.benchmarks.gpu_load import Rate, Requests, batched, load
 from tests.benchmarks.gpu_raw import BATCH
 from tests.benchmarks.models import CIFAR, HEAVY
 from tests.benchmarks.pictures import jpegs
@@ -187,26 +187,31 @@ def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> li
 
 def _jpegs(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
     """Send single pictures to ever more processes of the service, which share the cores for decoding."""
-    pictures = [file.read_bytes() for file in jpegs(workplace.place("pictures")).files]
-    single = Requests("/predict", pictures, {"Content-Type": "image/jpeg"})
-    cores = available_cores()
-    alone = decoding_rate(bundle.manifest.input, pictures, processes=cores, seconds=plan.seconds)
-    note = f"{cores} processes without a server or a model; {1e3 * cores / alone:.1f} ms of a core each"
-    figures = [Figure(PART, "single JPEGs, decoding alone", alone, "images/s", note=note)]
+    files, cores = jpegs(workplace.place("pictures")).files, available_cores()
+    single = Requests("/predict", [file.read_bytes() for file in files], {"Content-Type": "image/jpeg"})
+    alone = decode_alone(bundle.manifest.input, files, processes=cores, seconds=plan.seconds)
+    note = f"{cores} processes without a server or a model; {1e3 * alone.seconds:.1f} ms of a core each"
+    figures = [Figure(PART, "single JPEGs, decoding alone", alone.images, "images/s", note=note)]
     for count in plan.processes:
         what = f"single JPEGs, {count} process{'es' * (count > 1)} with {_decoding(count)} decoding threads each"
         with _services(bundle, count, plan, workplace) as servers:
             ports, at_once = [server.port for server in servers], min(CONNECTIONS_EACH * count, 512)
-            before = sum(server.processor_seconds() for server in servers)
+            before = _spent(servers)
             found = load(ports, single, processes=CLIENTS, connections=at_once, seconds=plan.seconds)
-            took = sum(server.processor_seconds() for server in servers) - before
+            images, seconds = (after - former for after, former in zip(_spent(servers), before, strict=True))
             figures.append(_over_http(what, found, raw, None))
-            share, each = found.images / alone, took / max(found.images * (RAMP + plan.seconds), 1)
             what = f"single JPEGs, {count} process{'es' * (count > 1)} / decoding alone"
-            figures.append(Figure(PART, what, share, note=f"{1e3 * each:.1f} ms of the services' cores each"))
+            note = f"{1e3 * seconds / max(images, 1):.1f} ms of the services' cores each"
+            figures.append(Figure(PART, what, found.images / alone.images, note=note))
             _say(_busy(servers[0]))
         slowest = max(server.seconds_to_ready for server in servers)
     return [*figures, Figure(PART, f"{count} processes at once, start to ready", slowest, "s")]
+
+
+def _spent(servers: Sequence[Server]) -> tuple[float, float]:
+    """Return how many pictures the services have run so far, and the seconds of the processor that they took."""
+    images = [re.search(r"^evenkeel_batch_size_sum (\S+)", _metrics(server), re.MULTILINE) for server in servers]
+    return sum(float(found[1]) for found in images if found), sum(server.processor_seconds() for server in servers)
 
 
 def _decoding(count: int) -> int:
@@ -264,10 +269,14 @@ def _refuse_another_provider(server: Server, provider: Provider) -> None:
     Raises:
         RuntimeError: it does not.
     """
-    said = fetch(server.url("/metrics"))[1].decode()
+    said = _metrics(server)
     model = next(line for line in said.splitlines() if line.startswith("evenkeel_model_info{"))
     if f'provider="{provider}"' not in model:
         raise RuntimeError(f"the service says {model}")
+
+
+def _metrics(server: Server) -> str:
+    return fetch(server.url("/metrics"))[1].decode()
 
 
 def _stages(server: Server) -> str:
@@ -278,7 +287,7 @@ def _stages(server: Server) -> str:
 
 def _busy(server: Server) -> str:
     """Return what the service counted of its batches."""
-    said = fetch(server.url("/metrics"))[1].decode()
+    said = _metrics(server)
     wanted = ("evenkeel_batch_size_sum", "evenkeel_batch_size_count", "evenkeel_inference_seconds_sum")
     return ", ".join(line for line in said.splitlines() if line.startswith(wanted))
 

@@ -6,20 +6,17 @@ Every process begins at the same moment; what counts is answered once the queues
 
 import http.client
 import json
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.servers import ROOT
+from tests.benchmarks.workers import Job, work, work_together
 
 Found = tuple[int, int, list[float], dict[str, list[float]], str]
 RAMP = 0.6
@@ -80,47 +77,15 @@ class Rate:
 
 def load(ports: Sequence[int], requests: Requests, *, processes: int, connections: int, seconds: float) -> Rate:
     """Keep so many connections busy, shared evenly by the processes and the ports, for so long."""
-    with TemporaryDirectory() as folder, ExitStack() as stack:
+    with TemporaryDirectory() as folder:
         bodies = [Path(folder, str(number)) for number in range(len(requests.bodies))]
         for file, body in zip(bodies, requests.bodies, strict=True):
             file.write_bytes(body)
         job = {"ports": list(ports), "path": requests.path, "headers": dict(requests.headers), "seconds": seconds}
         job["bodies"] = [str(file) for file in bodies]
-        workers = [stack.enter_context(_Worker()) for _ in range(processes)]
-        for number, worker in enumerate(workers):
-            share = connections // processes + (number < connections % processes)
-            worker.say({**job, "first": number, "connections": share})
-        for worker in workers:
-            worker.hear()  # it is ready
-        begin = time.time() + RAMP
-        for worker in workers:
-            worker.say(begin)
-        return _summed([worker.hear() for worker in workers], requests.images, seconds)
-
-
-class _Worker:
-    """Another process of this module; a line of JSON at a time, either way."""
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "tests.benchmarks.gpu_load"]
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def say(self, what: object) -> None:
-        assert self._process.stdin, "it is a pipe"
-        self._process.stdin.write(json.dumps(what) + "\n")
-        self._process.stdin.flush()
-
-    def hear(self) -> Any:
-        assert self._process.stdout, "it is a pipe"
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("a process that sends requests has ended; what it wrote is above")
-        return json.loads(line)
+        shares = [connections // processes + (number < connections % processes) for number in range(processes)]
+        jobs = [{**job, "first": number, "connections": share} for number, share in enumerate(shares)]
+        return _summed(work_together(__name__, jobs, ramp=RAMP), requests.images, seconds)
 
 
 def _summed(found: Sequence[Found], images: int, seconds: float) -> Rate:
@@ -136,23 +101,23 @@ def _summed(found: Sequence[Found], images: int, seconds: float) -> Rate:
     )
 
 
-def _work() -> None:
-    """Do what the lines on the standard input say."""
-    job = json.loads(sys.stdin.readline())
+def _prepare(job: Job) -> Callable[[float], Any]:
     bodies = [Path(file).read_bytes() for file in job["bodies"]]
     requests = Requests(job["path"], bodies, job["headers"])
-    print(json.dumps("ready"), flush=True)
-    begin, first, ports = json.loads(sys.stdin.readline()), job["first"], job["ports"]
+    first, ports = job["first"], job["ports"]
 
-    def ask(number: int) -> Found:
-        return _ask(ports[(first + number) % len(ports)], requests, first * 7 + number, begin, job["seconds"])
+    def send(begin: float) -> Any:
+        def ask(number: int) -> Found:
+            return _ask(ports[(first + number) % len(ports)], requests, first * 7 + number, begin, job["seconds"])
 
-    with ThreadPoolExecutor(max(1, job["connections"])) as pool:
-        parts = list(pool.map(ask, range(job["connections"])))
-    stages = {name: [value for part in parts for value in part[3][name]] for name in _KEPT}
-    fault = next((part[4] for part in parts if part[4]), "")
-    good, refused = sum(part[0] for part in parts), sum(part[1] for part in parts)
-    print(json.dumps((good, refused, [second for part in parts for second in part[2]], stages, fault)), flush=True)
+        with ThreadPoolExecutor(max(1, job["connections"])) as pool:
+            parts = list(pool.map(ask, range(job["connections"])))
+        stages = {name: [value for part in parts for value in part[3][name]] for name in _KEPT}
+        fault = next((part[4] for part in parts if part[4]), "")
+        good, refused = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        return good, refused, [second for part in parts for second in part[2]], stages, fault
+
+    return send
 
 
 def _ask(port: int, requests: Requests, turn: int, begin: float, seconds: float) -> Found:
@@ -182,4 +147,4 @@ def _ask(port: int, requests: Requests, turn: int, begin: float, seconds: float)
 
 
 if __name__ == "__main__":
-    _work()
+    work(_prepare)

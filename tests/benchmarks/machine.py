@@ -35,5 +35,12 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
+    """Name the commit, and say so if files differ from it, but for the results."""
+    commit = _git("rev-parse", "--short", "HEAD") or "unknown"
+    written = (f":!/tests/benchmarks/{name}" for name in ("RESULTS.md", "results.json"))
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *written)
+    return commit + (" with changes" if changed else "")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()

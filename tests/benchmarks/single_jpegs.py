@@ -5,10 +5,9 @@ shares the cores with its clients, of which wrk takes least.
 """
 
 from statistics import median
-from typing import NamedTuple
 
 from service.cores import available_cores
-from tests.benchmarks.decoding_alone import decoding_rate
+from tests.benchmarks.decoding_alone import Decoding, decode_alone
 from tests.benchmarks.large_bodies import SPEC, instant_server
 from tests.benchmarks.load import burst
 from tests.benchmarks.pictures import jpegs
@@ -19,25 +18,18 @@ from tests.benchmarks.workplace import Workplace
 PART = "Single JPEGs"
 
 
-class _Found(NamedTuple):
-    images: float
-    seconds: float  # of the processor, for a picture
-
-
 def run(workplace: Workplace) -> list[Figure]:
     """Measure both by turns."""
     pictures, seconds, cores = jpegs(workplace.place("pictures")), workplace.seconds(3), available_cores()
-    data = [file.read_bytes() for file in pictures.files]
     with instant_server("evenkeel", workplace) as server:
 
-        def service() -> _Found:
+        def service() -> Decoding:
             before = server.processor_seconds()
             found = burst(server.url(), pictures, connections=32, seconds=seconds)
-            return _Found(found.rate, (server.processor_seconds() - before) / found.requests)
+            return Decoding(found.rate, (server.processor_seconds() - before) / found.requests)
 
-        def alone() -> _Found:
-            rate = decoding_rate(SPEC, data, processes=cores, seconds=seconds)
-            return _Found(rate, cores / rate)
+        def alone() -> Decoding:
+            return decode_alone(SPEC, pictures.files, processes=cores, seconds=seconds)
 
         service()
         found = take_turns({"service": service, "alone": alone}, workplace.rounds(5))

@@ -46,8 +46,8 @@ import numpy
 from threadpoolctl import threadpool_info
 from service.cores import keep_linear_algebra_to_its_thread
 
-def threads() -> set[int]:
-    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+def threads() -> str:
+    return "+".join(str(one["num_threads"]) for one in threadpool_info() if one["user_api"] == "blas") or "none"
 
 before = threads()
 keep_linear_algebra_to_its_thread()
@@ -61,6 +61,6 @@ def test_linear_algebra_keeps_to_its_thread() -> None:
         [sys.executable, "-c", LINEAR_ALGEBRA], capture_output=True, text=True, check=True, timeout=60, env=wanted
     )
     before, after = said.stdout.split()
-    if before != "{2}":
+    if before != "2":
         pytest.skip("needs two cores, and OpenBLAS or MKL")
-    assert after == "{1}"
+    assert after == "1"

@@ -369,12 +369,13 @@ async def test_what_takes_long_to_open_is_opened_in_a_thread(
     assert [name.startswith("decode") for name in threads] == [True]
 
 
-@pytest.mark.parametrize(("size", "aside"), [((8, 8), False), ((200, 150), True)])
+@pytest.mark.parametrize(("size", "aside"), [((8, 8), False), ((128, 128), False), ((200, 150), True)])
 async def test_the_head_of_a_long_jpeg_is_read_where_it_is_decoded(
     decoder: ImageDecoder, size: tuple[int, int], aside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    data = encoded(Image.fromarray(noise), "JPEG", quality=90)
+    data = encoded(Image.fromarray(noise), "JPEG", quality=85)
+    assert aside == (len(data) > 16_384)
     threads = []
 
     def noting(data: bytes) -> object:

@@ -4,12 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from tests.benchmarks.left_out import STRENGTHS, best_knobs, measure, splits_of
+from tests.benchmarks import left_out
+from tests.benchmarks.left_out import STRENGTHS, best_knobs, splits_of
 from tests.trainer.tiny import tiny_recipe
+from trainer.checkpoint import finished_checkpoint
 from trainer.config import AlphaConfig
 from trainer.data import load_splits
+from trainer.evaluate import Evaluation, evaluate_branches
 from trainer.inference import Branches
+from trainer.knobs import Knobs
 from trainer.sources import load_source
 
 
@@ -33,12 +38,30 @@ def test_the_strength_is_chosen_that_takes_the_lean_to_frequent_classes_away(lea
     assert best_knobs(branches, counts, AlphaConfig()).prior_strength == lean
 
 
-def test_a_run_is_measured_under_every_choice_and_the_one_made_here_is_the_best(
-    finished_run: Path, tmp_path: Path
+@pytest.mark.parametrize("test", [False, True])
+def test_knobs_are_chosen_on_pictures_left_out_whatever_a_run_is_measured_on(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, test: bool
 ) -> None:
-    found = measure(finished_run, "digits", tmp_path)
-    [chosen] = [what for what in found if what.endswith("chosen on those left out")]
-    assert all(0 < value <= found[chosen] for what, value in found.items() if what != "both")
-    tested = measure(finished_run, "digits", tmp_path, test=True)
-    assert tested.keys() == found.keys()
-    assert tested != found
+    chosen_on, measured_on = [], []
+
+    def choose(branches: Branches, counts: NDArray[np.int64], alpha: AlphaConfig) -> Knobs:
+        chosen_on.append(branches.labels)
+        return Knobs(0.7, 0.25, "left out")
+
+    def evaluate(branches: Branches, counts: NDArray[np.int64], alpha: AlphaConfig) -> Evaluation:
+        measured_on.append((branches.labels, evaluate_branches(branches, counts, alpha)))
+        return measured_on[-1][1]
+
+    monkeypatch.setattr(left_out, "best_knobs", choose)
+    monkeypatch.setattr(left_out, "evaluate_branches", evaluate)
+    found = left_out.measure(finished_run, "digits", tmp_path, test=test)
+    unseen, tested = splits_of(tiny_recipe()).test.labels, load_splits(tiny_recipe()).test.labels
+    [[labels, evaluation]] = measured_on
+    np.testing.assert_array_equal(np.sort(chosen_on), np.sort([unseen]))
+    np.testing.assert_array_equal(np.sort(labels), np.sort(tested if test else unseen))
+    alpha = finished_checkpoint(finished_run).alphas["ema"].value
+    expected = {"plain": (0.0, 0.0), "TDE": (alpha, 0.0), "prior": (0.0, 1.0)}
+    expected["alpha 0.70, strength 0.25: chosen on those left out"] = (0.7, 0.25)
+    for what, knobs in expected.items():
+        assert found[what] == round(100 * evaluation.at(*knobs)["balanced_accuracy"], 2)
+    assert len(set(found.values())) > 1
