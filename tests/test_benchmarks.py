@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
+from service.bundle import InputSpec
 from service.cores import available_cores
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import gpu, report
+from tests.benchmarks.decoding_alone import decode_alone
 from tests.benchmarks.result import Figure, at_least, at_most
 from tests.benchmarks.rounds import median_ratio, median_within, take_turns
 from tests.benchmarks.servers import ROOT
@@ -156,6 +159,17 @@ def test_a_survey_comes_last_and_can_be_left_out(
     gpu.main([str(tmp_path), *options])
     assert parts[:3] == ["raw fp16", "batches", "single JPEGs"]
     assert [name for name in parts if name.startswith("survey")] == surveyed == parts[6:]
+
+
+def test_decoding_alone_counts_pictures_a_second_and_the_processors_time_of_each(tmp_path: Path) -> None:
+    spec = InputSpec(height=8, width=8, resize="exact", mean=(0, 0, 0), std=(1, 1, 1))
+    good, broken = tmp_path / "good.png", tmp_path / "broken.png"
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(good)
+    broken.write_bytes(good.read_bytes()[:60])
+    found = decode_alone(spec, [good], processes=2, seconds=2)
+    assert 0 < found.images * found.seconds < 2.2  # of two cores, and a little for the picture that came too late
+    with pytest.raises(RuntimeError, match=r"a process of tests\.benchmarks\.decoding_alone has ended"):
+        decode_alone(spec, [broken], processes=1, seconds=0.5)
 
 
 INTERRUPTED = """
