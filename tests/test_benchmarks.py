@@ -15,11 +15,12 @@ from rich.console import Console
 from service.bundle import InputSpec
 from service.cores import available_cores
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import gpu, report
+from tests.benchmarks import gpu, overload, report
 from tests.benchmarks.decoding_alone import decode_alone
 from tests.benchmarks.result import Figure, at_least, at_most
 from tests.benchmarks.rounds import median_ratio, median_within, take_turns
 from tests.benchmarks.servers import ROOT
+from tests.operations.client import Answer
 
 FIGURES = [
     Figure("Tiny model", "throughput, evenkeel / FastAPI", 2.5, goal=at_least(2), note="from [a] to [b]"),
@@ -109,15 +110,29 @@ def test_a_run_of_one_part_leaves_the_others_to_the_runs_that_found_them(
 
 def test_a_part_that_cannot_be_measured_here_keeps_what_another_machine_found(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = Figure("GPU", "raw", 3000.0, "images/s")
+    older, elsewhere = Figure("GPU", "raw", 2000.0), Figure("GPU", "raw on an A100", 1000.0, elsewhere=True)
     skipped = Figure("GPU", command.SKIPPED, None, note="there is no GPU")
     for kept, now, expected in (
         ([measured], {"gpu": [skipped]}, [measured]),
         ([measured], {}, [measured]),
         ([skipped], {"gpu": [measured]}, [measured]),
         ([], {"gpu": [skipped]}, [skipped]),
+        ([older, elsewhere], {"gpu": [measured]}, [measured, elsewhere]),
+        ([older, elsewhere], {"gpu": [skipped]}, [older, elsewhere]),
     ):
         monkeypatch.setattr(report, "read", lambda kept=kept: kept)
         assert command._with_those_kept(now) == expected
+
+
+def test_accepted_work_waits_for_what_is_answered_from_its_sending_to_its_answer() -> None:
+    answers = [
+        Answer(200, seconds=2.0, sent=10.0),
+        Answer(429, seconds=0.1, sent=10.5),
+        Answer(200, seconds=3.0, sent=11.0),  # until 14: behind the first and the next
+        Answer(200, seconds=1.0, sent=12.5),
+        Answer(200, seconds=1.0, sent=14.5),
+    ]
+    assert overload._ahead(answers) == [1, 3, 1, 1]
 
 
 def test_raw_is_the_fastest_way_with_copies_as_the_model_is_served() -> None:

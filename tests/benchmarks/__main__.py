@@ -83,14 +83,14 @@ def _measure(name: str, workplace: Workplace) -> list[Figure]:
 def _with_those_kept(found: dict[str, list[Figure]]) -> list[Figure]:
     """Return the figures of all parts in order; those of parts that did not run now as they were last written.
 
-    So a machine without a GPU keeps what one with a GPU found.
+    So a machine without a GPU keeps what one with a GPU found, and each what was found elsewhere.
     """
     kept = report.read()
     figures = []
     for name in PARTS:
         now, before = found.get(name, []), [figure for figure in kept if figure.part == _title(name)]
         ran = [figure for figure in now if figure.what != SKIPPED]
-        figures += ran or before or now
+        figures += [*ran, *(figure for figure in before if figure.elsewhere)] if ran else before or now
     return figures
 
 

@@ -22,7 +22,12 @@ class Goal:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of one part; `value` is None where nothing could be measured, and `note` says why."""
+    """One number of one part.
+
+    Attributes:
+        value: None where nothing could be measured; `note` says why.
+        elsewhere: found on another machine, which `note` names: a run of its part leaves it.
+    """
 
     part: str
     what: str
@@ -30,6 +35,7 @@ class Figure:
     unit: str = ""
     goal: Goal | None = None
     note: str = ""
+    elsewhere: bool = False
 
     @property
     def verdict(self) -> str:

@@ -15,12 +15,13 @@ PNG = {"Content-Type": "image/png"}
 
 @dataclass(slots=True)
 class Answer:
-    """What came back; status 0: nothing did."""
+    """What came back, after how many seconds; sent when, by `time.monotonic`; status 0: nothing did."""
 
     status: int
     seconds: float
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    sent: float = 0.0
 
     @property
     def json(self) -> Any:
@@ -36,13 +37,13 @@ def request(
     return head.encode() + b"\r\n" + body
 
 
-def read(raw: bytes, seconds: float = 0.0) -> Answer:
+def read(raw: bytes, seconds: float = 0.0, sent: float = 0.0) -> Answer:
     """Return the answer that the bytes of one connection hold."""
     head, _, body = raw.partition(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
     found = re.fullmatch(r"HTTP/1\.1 (\d{3}) .*", status)
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-    return Answer(int(found[1]) if found else 0, seconds, headers, body)
+    return Answer(int(found[1]) if found else 0, seconds, headers, body, sent)
 
 
 async def send(port: int, data: bytes, *, timeout: float = 30.0) -> Answer:  # noqa: ASYNC109 - part of what is tried
@@ -59,7 +60,7 @@ async def send(port: int, data: bytes, *, timeout: float = 30.0) -> Answer:  # n
                 writer.close()
     except OSError:  # TimeoutError too
         pass
-    return read(raw, time.monotonic() - begin)
+    return read(raw, time.monotonic() - begin, begin)
 
 
 async def leave(port: int, data: bytes, *, after: float) -> None:
