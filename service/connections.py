@@ -10,7 +10,7 @@ is taken. An upgrade to another protocol is passed over.
 
 Nothing is timed for each request: the server looks at all connections each second. It knows no route.
 
-Source: RFC 9112 (HTTP/1.1), 3.2, 9.3.2, 9.5 and 9.6; RFC 9110, 7.8; RFC 6585, 5.
+Source: RFC 9112 (HTTP/1.1), 3.2, 6.1, 9.3.2, 9.5 and 9.6; RFC 9110, 5.5 and 7.8; RFC 6585, 5.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from service import security_headers
 from service.body_in_place import BodyInPlace
-from service.errors import STATUS, HeadTooLarge, HeadTooSlow, InvalidRequest, ServiceError
+from service.errors import STATUS, HeadTooLarge, HeadTooSlow, InvalidRequest, ServiceError, UnsupportedCoding
 from service.front_door import FrontDoor
 from service.one_write import OneWriteProtocol
 from service.routes.context import Service
@@ -138,7 +138,7 @@ class Connection(OneWriteProtocol):
         except httptools.HttpParserError as error:
             self.logger.warning("Invalid HTTP request received.")
             cause = error.__context__
-            self._refuse(cause if isinstance(cause, InvalidRequest) else _NO_HTTP)
+            self._refuse(cause if isinstance(cause, ServiceError) else _NO_HTTP)
             return
         if self._overhead > HEAD_BYTES and not self.transport.is_closing():
             self._refuse(
@@ -168,6 +168,10 @@ class Connection(OneWriteProtocol):
         super().on_message_begin()
         self._is_in_head = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; the space behind its value is none of it, which the parser leaves there."""
+        super().on_header(name, value.rstrip(b" \t"))
+
     def on_headers_complete(self) -> None:
         """Begin a request, whose head is whole."""
         self._overhead, self._is_in_head = 0, False
@@ -177,11 +181,22 @@ class Connection(OneWriteProtocol):
         self._body_left = self._stated_length()
         if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
             raise InvalidRequest("The request names no host, or several.", field="Host", remedy="Send one Host header.")
+        self._refuse_codings()
         super().on_headers_complete()
         if self._body_left >= _LARGE:
             self.scope["extensions"][BODY_IN_PLACE] = self._read_in_place  # type: ignore[assignment]
         if self._service.readiness.is_ending:  # else its next request meets a door that closes
             self.cycle.keep_alive = False
+
+    def _refuse_codings(self) -> None:
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and b",".join(codings).lower() != b"chunked":  # the parser reads chunks, and passes over the rest
+            raise UnsupportedCoding(
+                "The only transfer coding that is understood is chunked.",
+                field="Transfer-Encoding",
+                value=b", ".join(codings).decode("latin-1"),
+                remedy="Send the body as it is, whole or in chunks.",
+            )
 
     def _read_in_place(self) -> BodyInPlace | None:
         """Have the rest of the body of the request under way read in place; None: in parts, as any other.

@@ -84,6 +84,12 @@ class InvalidRequest(ServiceError):
     code = "invalid_request"
 
 
+class UnsupportedCoding(ServiceError):
+    """The body comes in a transfer coding that is not understood."""
+
+    code = "unsupported_coding"
+
+
 class HeadTooLarge(ServiceError):
     """The request's head has too many bytes."""
 
@@ -287,6 +293,7 @@ STATUS: dict[type[ServiceError], int] = {
     ClientLeft: 499,
     InternalError: 500,
     InferenceFailed: 500,
+    UnsupportedCoding: 501,
     ShuttingDown: 503,
     NotReady: 503,
     StoreUnavailable: 503,

@@ -8,6 +8,7 @@ small model. So it is called from here at once, and its errors become answers by
 import asyncio
 from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from service import security_headers
 from service.errors import ServiceError, ShuttingDown
 from service.reload import Reloader
 from service.request_headers import SortedHeaders
+from service.routes.access import SECURITY
 from service.routes.context import Service
 from service.routes.failures import failure, unexpected
 from service.routes.predict import predict
@@ -77,6 +79,8 @@ class FrontDoor(FastAPI):
                 await response(scope, receive, send)
             return
 
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server leaves the body of the answer out
         begun = False
 
         async def counted(message: Message) -> None:
@@ -97,6 +101,13 @@ class FrontDoor(FastAPI):
             if begun:
                 raise
             await self._cut_short(request, end)(scope, receive, counted)
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the description of the interface; any request may bear a key."""
+        document = super().openapi()
+        document["components"]["securitySchemes"] = SECURITY
+        document["security"] = [{}, {name: [] for name in SECURITY}]
+        return document
 
     def _cut_short(self, request: Request, end: asyncio.CancelledError) -> Response:
         """Return the answer to a request that the server cancels, as the time of the shutdown is over."""

@@ -60,9 +60,11 @@ _MOST_CHUNKS = 10_000
 _ORIENTATIONS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 """Where a picture may say how it was held; most say nothing, and asking Pillow takes a while."""
 _ANIMATED_FORMATS = ("PNG", "WEBP")
-_LONGEST_SIDE = 16_384
-"""Of a picture for a detector: a mask costs time and memory by the column, and the header of a few bytes may state one
-row of millions."""
+_LONGEST_SIDE = 65_535
+"""Of a picture, as of a JPEG: to resize costs time and memory by the column and the row, while no other thread runs,
+and a PNG of a few bytes may state one row of millions."""
+_LONGEST_SIDE_DETECTED = 16_384
+"""Of a picture for a detector: so does each mask."""
 
 
 class ImageDecoder:
@@ -178,9 +180,10 @@ class ImageDecoder:
             )
 
     def _refuse_by_length(self, width: int, height: int, field: str) -> None:
-        if self._spec.resize == "longest_side" and max(width, height) > _LONGEST_SIDE:
+        most = _LONGEST_SIDE_DETECTED if self._spec.resize == "longest_side" else _LONGEST_SIDE
+        if max(width, height) > most:
             raise ImageTooLarge(
-                f"The picture has a side of more than {_LONGEST_SIDE} pixels.",
+                f"The picture has a side of more than {most} pixels.",
                 field=field,
                 value=f"{width}x{height}",
                 remedy="Cut it into several pictures, or send it smaller.",
@@ -265,8 +268,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16-bit greyscale, in whichever integer mode
-        upper = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(upper).convert("RGB")
+        grey = np.asarray(image)
+        upper = grey >> 8 if grey.dtype.kind == "u" else (grey.astype(np.uint32) >> 8).clip(0, 255)
+        return Image.fromarray(upper.astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

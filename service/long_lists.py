@@ -16,11 +16,16 @@ from typing import Any, Final
 import orjson
 
 from service.errors import InvalidParameter
+from service.repeats import refuse_repeated_keys
 
 LONG: Final = 65_536
 """Bytes of JSON that take no longer to read than the way to another thread."""
+_SHORT: Final = 1024
+"""Bytes of a list that take no longer to be looked through for keys than to be set aside."""
 _MOST_OTHERS: Final = 50_000
 """Values and lists that a message may hold beside its long lists: three knobs of 4,096 images are 12,288."""
+_MOST_OTHER_BYTES: Final = 4_194_304
+"""Likewise; a text of 20 MB would hold everyone up as numbers do."""
 _MOST_NAMES: Final = 100
 """Inputs that are looked at; no model has so many."""
 
@@ -89,17 +94,21 @@ def read_message(text: bytes) -> Any:  # noqa: ANN401 - whatever JSON may be
 
     Raises:
         ValueError: it is no JSON; says where, unless something was set aside.
-        InvalidParameter: it holds too much beside them.
+        InvalidParameter: it holds too much beside them, or a key twice in one object.
+        InvalidBody: it is nested too deep.
 
     >>> read_message(b'{"inputs": [{"data": [1]}]}')
     {'inputs': [{'data': [1]}]}
     """
     if len(text) <= LONG:
-        return orjson.loads(text)
-    rest, lists = _set_aside(text)
-    if max(rest.count(b","), rest.count(b"[")) > _MOST_OTHERS:
+        message = orjson.loads(text)
+        refuse_repeated_keys(_set_aside(text, _SHORT)[0])
+        return message
+    rest, lists = _set_aside(text, LONG)
+    if max(rest.count(b","), rest.count(b"[")) > _MOST_OTHERS or len(rest) > _MOST_OTHER_BYTES:
         raise InvalidParameter(
-            f"The request's JSON may hold at most {_MOST_OTHERS} values beside lists of numbers called data.",
+            f"The request's JSON may hold at most {_MOST_OTHERS} values and {_MOST_OTHER_BYTES} bytes beside lists of "
+            "numbers called data.",
             field="body",
             remedy="Send what the model takes; pixels as binary tensors are the shortest form.",
         )
@@ -109,6 +118,7 @@ def read_message(text: bytes) -> Any:  # noqa: ANN401 - whatever JSON may be
         if not lists:
             raise
         raise ValueError(error.msg) from error  # its place is one in what is left
+    refuse_repeated_keys(rest)
     inputs = message.get("inputs") if isinstance(message, dict) else None
     for tensor in inputs if isinstance(inputs, list) else ():
         if isinstance(tensor, dict) and isinstance(name := tensor.get("data"), str):
@@ -116,8 +126,8 @@ def read_message(text: bytes) -> Any:  # noqa: ANN401 - whatever JSON may be
     return message
 
 
-def _set_aside(text: bytes) -> tuple[bytes, dict[str, LongList]]:
-    """Return the JSON with a name that nobody can guess in the place of each long list, and the lists by their names.
+def _set_aside(text: bytes, most: int) -> tuple[bytes, dict[str, LongList]]:
+    """Return the JSON with a name that nobody can guess in the place of each list that is longer, and those by names.
 
     Quotes within a text are escaped, so that the name `data` with its own is a key.
     """
@@ -133,7 +143,7 @@ def _set_aside(text: bytes) -> tuple[bytes, dict[str, LongList]]:
         if begin is None:
             continue
         end = _end(text, begin.end())
-        if end - begin.end() > LONG:
+        if end - begin.end() > most:
             name = secrets.token_hex(16)
             lists[name] = LongList(text[begin.end() : end])
             parts += [text[copied : begin.end()], b'"%b"' % name.encode()]

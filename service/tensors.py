@@ -130,7 +130,7 @@ def read_tensor(tensor: JsonObject, parts: BinaryParts, *, datatype: str, shape:
     size = binary_size(tensor, field)
     if size is None:
         return _from_json(tensor.get("data"), datatype, shape, f"{field}.data")
-    if "data" in tensor:
+    if tensor.get("data") is not None:
         raise InvalidParameter(
             f"{field} has both data and binary_data_size.", field=field, remedy="Send its values in one place."
         )
@@ -152,12 +152,14 @@ def binary_size(tensor: JsonObject, field: str) -> int | None:
     Raises:
         InvalidParameter: the parameter is no such number, or another parameter is there.
     """
-    parameters = tensor.get("parameters", {})
+    parameters = tensor.get("parameters")
+    if parameters is None:
+        return None
     if not isinstance(parameters, dict) or parameters.keys() - {"binary_data_size"}:
         raise InvalidParameter(
             f"{field} takes the parameter binary_data_size alone.",
             field=f"{field}.parameters",
-            value=orjson.dumps(parameters).decode(),
+            value=as_json(parameters),
             remedy="Send its values in the body; shared memory is not served.",
         )
     size = parameters.get("binary_data_size")
@@ -173,6 +175,9 @@ def _from_json(data: object, datatype: str, shape: Shape, field: str) -> NDArray
         return _from_long(data, datatype, shape, field)
     if not isinstance(data, list) or (data and not isinstance(data[0], list) and len(data) != _elements(shape)):
         raise _off(field, f"a list of {_elements(shape)} values, flat or nested", None)
+    written = as_json(data)
+    if "true" in written or "false" in written:  # which would become numbers beside numbers
+        raise _off(field, "numbers alone", None)
     try:
         values = np.array(data)
     except (ValueError, OverflowError) as error:  # ragged, or a number that no machine holds
@@ -201,6 +206,18 @@ def _typed(values: NDArray[Any], datatype: str, field: str) -> NDArray[Any]:
         raise _off(field, "whole numbers from 0 to 255", f"{values.min()} to {values.max()}")
     with np.errstate(over="ignore"):  # beyond float32 is infinity, which the caller's range refuses
         return values.astype(_TYPES[datatype])
+
+
+def as_json(value: object) -> str:
+    """Return what was read from JSON as JSON, as an error shows it; what is nested too deep to be written, as it says.
+
+    >>> as_json({"binary_data_size": 8})
+    '{"binary_data_size":8}'
+    """
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        return "nested too deep"
 
 
 def _off(field: str, expected: str, value: str | None) -> InvalidParameter:

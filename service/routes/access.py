@@ -1,5 +1,7 @@
 """Who asks: the client that a key belongs to, or the operator. It knows no route."""
 
+from typing import Any
+
 from starlette.requests import Request
 
 from service.callers import Caller
@@ -8,6 +10,15 @@ from service.keys import matches
 from service.routes.context import Service
 from service.routes.rules import Rules
 
+SECURITY: dict[str, Any] = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "a client's key, which `service clients add` or `rotate` has shown; for /clients and /changes "
+        "the operator's. Without one predictions are anonymous, unless EVENKEEL_AUTHENTICATION is on.",
+    }
+}
+"""What OpenAPI says of keys."""
 _REMEDY = "Send the header Authorization: Bearer KEY, with a key that `service clients add` or `rotate` has shown."
 
 

@@ -17,6 +17,7 @@ from service.errors import InvalidBody, InvalidParameter
 from service.keys import hash_key, key_id
 from service.objectives import parse_objective
 from service.policy_store import Client, read_policy
+from service.repeats import refuse_repeated_keys
 from service.routes.access import admit_admin, bearer, caller_of, is_admin
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
@@ -41,7 +42,7 @@ Result = TypeVar("Result")
 _NAME = {
     "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
 }
-_REFUSALS = documented(400, 401, 403, 404, 409, 413, 422, 503)
+_REFUSALS = documented(400, 401, 403, 404, 409, 413, 415, 422, 503)
 
 
 def _takes(model: type[ClientPolicy]) -> dict[str, Any]:
@@ -262,11 +263,12 @@ async def _blocking(service: Service, work: Callable[[], Result]) -> Result:
 
 async def _object(request: Request, service: Service) -> dict[str, Any]:
     try:
-        content = orjson.loads(await read_body(request, service.settings))
+        content = orjson.loads(body := await read_body(request, service.settings))
     except orjson.JSONDecodeError as error:
         raise InvalidBody(f"The body is not JSON: {error}.", field="body", remedy="Send a JSON object.") from error
     if not isinstance(content, dict):
         raise InvalidBody("The body is no JSON object.", field="body", remedy='Send one, such as {"alpha": 1.5}.')
+    refuse_repeated_keys(body)
     return content
 
 

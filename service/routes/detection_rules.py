@@ -63,7 +63,7 @@ class DetectionRules(RequestRules[DetectionQuery]):
     def number(self, name: str, value: float, field: str) -> float:
         """Return the number of an option if it may be that."""
         if name == "alpha":
-            return self._rules.alpha(value, field)
+            return self._rules.knob(name, value, field)
         return in_range(value, field, 1, self._most) if name == "top_k" else in_range(value, field, 0, 1)
 
     def _image(self, options: Options, data: bytes, field: str, own_alpha: float | None = None) -> DetectionImageQuery:

@@ -61,7 +61,7 @@ _BODY: dict[str, Any] = {
     summary="Say what predictions should have been",
     description=_DESCRIPTION,
     response_model=FeedbackResponse,
-    responses=documented(400, 401, 408, 413, 422, 429, 503),
+    responses=documented(400, 401, 408, 413, 415, 422, 429, 503),
     openapi_extra=_BODY,
 )
 async def feedback(request: Request) -> Response:

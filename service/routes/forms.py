@@ -8,7 +8,6 @@ with its name, the value and the remedy. It knows nothing of decoding pictures o
 import asyncio
 import base64
 import binascii
-import json
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from time import monotonic
@@ -31,9 +30,10 @@ from service.errors import (
     InvalidParameter,
     UnsupportedMediaType,
 )
+from service.repeats import refuse_repeated_keys, repeated
 from service.routes.context import service_of
 from service.routes.long_bodies import read_aside
-from service.routes.rules import GivenImage, Options, Query, RequestRules, repeated
+from service.routes.rules import GivenImage, Options, Query, RequestRules
 from service.settings import MOST_IMAGES, Settings
 
 RAW_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
@@ -102,7 +102,7 @@ def query_parameters(request: Request, *names: str) -> dict[str, str]:
                 f"There is no parameter {name} here.",
                 field=name,
                 value=value,
-                remedy=f"This address takes {', '.join(names)}.",
+                remedy=f"This address takes {', '.join(names) or 'none'}.",
             )
         if name in given:
             raise repeated(name, value)
@@ -111,13 +111,19 @@ def query_parameters(request: Request, *names: str) -> dict[str, str]:
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """Read the body, as long as it stays within its limits of bytes and time."""
+    """Read the body, as long as it stays within its limits of bytes and time.
+
+    Raises:
+        UnsupportedMediaType: it is compressed.
+        BodyTooLarge, BodyTooSlow, ClientLeft
+    """
     body = await read_buffer(request, settings)
     return body if isinstance(body, bytes) else body.tobytes()
 
 
 async def read_buffer(request: Request, settings: Settings) -> bytes | memoryview:
     """Read the body as `read_body` does, and leave a large one where the server has read it to."""
+    _refuse_compressed(request.headers.get("content-encoding"))
     limit = settings.max_body_bytes
     extensions = request.scope.get("extensions") or {}
     whole = extensions.get(WHOLE_BODY)
@@ -163,6 +169,16 @@ async def _awaited_body(request: Request, patience: float, limit: int) -> bytes:
     except TimeoutError as error:
         raise _too_slow(patience, size) from error
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _refuse_compressed(encoding: str | None) -> None:
+    if encoding and encoding.lower() != "identity":
+        raise UnsupportedMediaType(
+            "The body must not be compressed.",
+            field="Content-Encoding",
+            value=encoding,
+            remedy="Send it as it is; pixels as binary tensors are the shortest form but for JPEG, PNG and WebP.",
+        )
 
 
 def _left() -> ClientLeft:
@@ -229,7 +245,7 @@ def _json(body: bytes, options: Options, rules: RequestRules[Query]) -> Query:
         refusal = off_the_schema(error)
         is_option = error.errors()[0]["type"] == "extra_forbidden" and "." not in str(refusal.field)
         raise rules.unknown(str(refusal.field), refusal.value, "body") if is_option else refusal from error
-    json.loads(body, object_pairs_hook=_refuse_repeated, parse_int=str)  # no number need fit Python's reader
+    refuse_repeated_keys(body)
     rules.refuse_too_many(len(content.images))
     for name in rules.names:
         value = getattr(content, name)
@@ -244,15 +260,6 @@ def _json(body: bytes, options: Options, rules: RequestRules[Query]) -> Query:
         knobs = [None if value is None else rules.number(name, value, f"{field}.{name}") for name, value in own]
         images.append((_base64(image.data, f"{field}.data"), f"{field}.data", *knobs))
     return rules.query(images, options)
-
-
-def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:
-    """Refuse an object in which a key comes twice, of which JSON's readers take the last in silence."""
-    seen: set[str] = set()
-    for name, value in pairs:
-        if name in seen:
-            raise repeated(name, str(value))
-        seen.add(name)
 
 
 def _base64(text: str, field: str) -> bytes:
@@ -288,9 +295,18 @@ def off_the_schema(error: ValidationError) -> InvalidBody | InvalidParameter:
 
 
 class _InMemoryParser(MultiPartParser):
-    """Keeps every part in memory: the body is there already, and its size was checked."""
+    """Keeps every part in memory: the body is there already, and its size was checked.
+
+    Attributes:
+        has_ended: whether the boundary that closes the form has come.
+    """
 
     spool_max_size = 1 << 62
+    has_ended = False
+
+    def on_end(self) -> None:
+        """Note the end."""
+        self.has_ended = True
 
 
 async def _multipart(
@@ -305,14 +321,17 @@ async def _multipart(
             if await request.is_disconnected():
                 raise ClientLeft("The client closed the connection while its form was read.")
             yield body[start : start + _SLICE]
+        if not parser.has_ended:  # a knob or a picture that was cut off would be missing in silence
+            raise MultiPartException("it ends before its closing boundary")
 
+    parser = _InMemoryParser(request.headers, stream(), max_fields=100, max_part_size=1024)
     try:
-        form = await _InMemoryParser(request.headers, stream(), max_fields=100, max_part_size=1024).parse()
+        form = await parser.parse()
     except (MultiPartException, FormParserError, UnicodeError, LookupError) as error:
         raise InvalidBody(
             f"The multipart body cannot be read: {str(error).rstrip('.')}.",
             field="body",
-            remedy="Let your HTTP library write it; with curl: -F image=@a.png -F alpha=1.5",
+            remedy="Let your HTTP library write it, pictures as file parts; with curl: -F image=@a.png -F alpha=1.5",
         ) from error
     files: list[bytes] = []
     texts: dict[str, list[str]] = {name: [] for name in rules.names}

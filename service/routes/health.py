@@ -1,4 +1,4 @@
-"""`GET /healthz`: is the process alive? `GET /readyz`: are requests welcome? To HEAD too, which load balancers ask."""
+"""`GET /healthz`: is the process alive? `GET /readyz`: are requests welcome?"""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -12,14 +12,12 @@ from service.schemas import StatusResponse
 router = APIRouter(route_class=PlainRoute)
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Is the process alive?", response_model=StatusResponse)
 async def healthz(request: Request) -> Response:
     """Answer as long as the event loop turns."""
     return JSONResponse({"status": "alive"})
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Are requests welcome?", response_model=StatusResponse, responses=documented(503))
 async def readyz(request: Request) -> Response:
     """Answer 200 from the model's passing its checks until the shutdown begins."""

@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from service.errors import InvalidParameter, Value
+from service.repeats import repeated
 from service.routes.infer_contract import SIZES, InferContract
-from service.routes.rules import Rules, repeated
+from service.routes.rules import Rules
 from service.scoring import Knobs
-from service.tensors import BinaryParts, JsonObject, Shape, read_tensor, split_message
+from service.tensors import BinaryParts, JsonObject, Shape, as_json, read_tensor, split_message
 
 _REQUEST_KEYS: Final = {"id", "inputs", "outputs", "parameters"}
 _PARAMETERS: Final = {"binary_data_output", "timeout"}
@@ -71,7 +71,7 @@ def read_infer(
     identity = message.get("id")
     if identity is not None and not isinstance(identity, str):
         raise _wrong("id", "must be a string")
-    parameters = _object(message.get("parameters", {}), "parameters")
+    parameters = _options(message, "parameters")
     _refuse_unknown(parameters, {*contract.knobs, *_PARAMETERS}, "parameters")
     parts = BinaryParts(rest)
     tensors = _inputs(message.get("inputs"), parts, rules, contract)
@@ -138,13 +138,14 @@ def _knob(
     name: str, tensors: Mapping[str, NDArray[Any]], parameters: JsonObject, count: int, rules: Rules
 ) -> list[float | None]:
     """Return a knob for each picture: its tensor's, the request's parameter, or None."""
-    check = partial(rules.number, name)
-    if name in tensors and name in parameters:
-        raise repeated(name, str(parameters[name]))
+    check, value = partial(rules.knob, name), parameters.get(name)
+    if name in tensors and value is not None:
+        raise repeated(name, str(value))
     if name in tensors:
         values = tensors[name].reshape(-1).tolist()
-        return [check(value, f"{name}[{position}]") for position, value in enumerate(values)]
-    value = parameters.get(name)
+        # A client that sends its bound, 0.1 say, sends the next FP32 to it, which may lie beyond.
+        bounds = {float(np.float32(bound)): bound for bound in rules.bounds(name)}
+        return [check(bounds.get(value, value), f"{name}[{position}]") for position, value in enumerate(values)]
     if value is None:
         return [None] * count
     if type(value) not in {int, float}:
@@ -154,7 +155,7 @@ def _knob(
 
 def _outputs(requested: object, parameters: JsonObject, contract: InferContract, rules: Rules) -> list[RequestedOutput]:
     outputs = contract.outputs
-    binary = _switch(parameters.get("binary_data_output", False), "parameters.binary_data_output")
+    binary = _switch(parameters, "binary_data_output", "parameters", default=False)
     if requested is None or requested == []:
         return [RequestedOutput(name, binary) for name in outputs if name not in contract.on_request]
     if not isinstance(requested, list):
@@ -168,9 +169,9 @@ def _outputs(requested: object, parameters: JsonObject, contract: InferContract,
             raise _wrong(f"outputs[{position}].name", f"must be one of {', '.join(outputs)}", name)
         if any(name == other.name for other in chosen):
             raise repeated(name, "an output")
-        options = _object(output.get("parameters", {}), f"{name}.parameters")
+        options = _options(output, f"{name}.parameters")
         _refuse_unknown(options, {"binary_data", "classification"}, f"{name}.parameters")
-        as_bytes = _switch(options.get("binary_data", binary), f"{name}.parameters.binary_data")
+        as_bytes = _switch(options, "binary_data", f"{name}.parameters", default=binary)
         chosen.append(RequestedOutput(name, as_bytes, _classes(options, name, contract, rules)))
     return chosen
 
@@ -205,10 +206,19 @@ def _timeout(parameters: JsonObject) -> float | None:
     return value / 1e6
 
 
-def _switch(value: object, field: str) -> bool:
+def _switch(options: JsonObject, name: str, field: str, *, default: bool) -> bool:
+    value = options.get(name)
+    if value is None:
+        return default
     if not isinstance(value, bool):
-        raise _wrong(field, "must be true or false", value)
+        raise _wrong(f"{field}.{name}", "must be true or false", value)
     return value
+
+
+def _options(of: JsonObject, field: str) -> JsonObject:
+    """Return the object's parameters; null is none, as clients write what they have not set."""
+    parameters = of.get("parameters")
+    return {} if parameters is None else _object(parameters, field)
 
 
 def _object(value: object, field: str) -> JsonObject:
@@ -223,5 +233,5 @@ def _refuse_unknown(given: JsonObject, known: set[str], field: str) -> None:
 
 
 def _wrong(field: str, what: str, value: object = None) -> InvalidParameter:
-    shown: Value = value if isinstance(value, str | int | float | bool | None) else orjson.dumps(value).decode()
+    shown: Value = value if isinstance(value, str | int | float | bool | None) else as_json(value)
     return InvalidParameter(f"{field} {what}.", field=field, value=shown, remedy=_REMEDY)

@@ -10,6 +10,7 @@ def _in_path(name: str, description: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "description": description}
 
 
+BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _NAME = _in_path("name", "the model's name, as GET /model says it")
 MODEL: dict[str, Any] = {"parameters": [_NAME]}
 VERSION: dict[str, Any] = {"parameters": [_NAME, _in_path("version", "the model's version, as GET /model says it")]}
@@ -32,16 +33,23 @@ def _schema_in_one_piece() -> dict[str, Any]:
     return {key: resolved(value) for key, value in schema.items()}
 
 
-INFER_MODEL: dict[str, Any] = {"parameters": [*MODEL["parameters"], PARAMETER]}
-INFER_VERSION: dict[str, Any] = {"parameters": [*VERSION["parameters"], PARAMETER]}
+_HEADER_LENGTH: dict[str, Any] = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "integer", "minimum": 1},
+    "description": "bytes of the body that are JSON, where those of binary tensors follow",
+}
+INFER_MODEL: dict[str, Any] = {"parameters": [*MODEL["parameters"], PARAMETER, _HEADER_LENGTH]}
+INFER_VERSION: dict[str, Any] = {"parameters": [*VERSION["parameters"], PARAMETER, _HEADER_LENGTH]}
 INFER: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "The protocol's JSON. With the header Inference-Header-Content-Length, which says how many "
-        "bytes of the body are JSON, the bytes of binary tensors follow.",
+        "description": "The protocol's JSON; the bytes of binary tensors follow where Inference-Header-Content-Length "
+        "says that it ends before the body.",
         "content": {
             "application/json": {"schema": _schema_in_one_piece()},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            **BINARY,
         },
     },
 }

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.detection_predictor import DetectionPredictor, DetectionWork
-from service.errors import NotFound, NotReady, UnsupportedMediaType
+from service.errors import NotFound, NotReady
 from service.images import Sized
 from service.inference_schemas import (
     InferResponse,
@@ -36,11 +36,11 @@ from service.routes.access import caller_of, rules_for, take
 from service.routes.client_watch import ClientWatch
 from service.routes.context import PlainRoute, Service, service_of
 from service.routes.failures import documented
-from service.routes.forms import read_buffer
+from service.routes.forms import query_parameters, read_buffer
 from service.routes.infer_answer import HEADER_LENGTH, answer
 from service.routes.infer_contract import Tensor, contract_of
 from service.routes.infer_request import InferQuery, read_infer
-from service.routes.inference_docs import INFER, INFER_MODEL, INFER_VERSION, MODEL, VERSION
+from service.routes.inference_docs import BINARY, INFER, INFER_MODEL, INFER_VERSION, MODEL, VERSION
 from service.routes.long_bodies import read_aside
 from service.routes.patience import patience
 from service.routes.rules import Rules
@@ -128,7 +128,10 @@ async def model_ready(request: Request) -> Response:
 
 _INFER: dict[str, Any] = {
     "response_model": InferResponse,
-    "responses": documented(400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, model=ProtocolError),
+    "responses": {
+        200: {"content": BINARY},
+        **documented(400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, model=ProtocolError),
+    },
 }
 
 
@@ -146,7 +149,8 @@ async def infer(request: Request) -> Response:
     longest = patience(request, service.settings)
     caller = caller_of(request, service)
     rules = rules_for(caller, service)
-    body = await _body(request, service)
+    query_parameters(request)
+    body = await read_buffer(request, service.settings)
     decoding = perf_counter()
     query = await _read(request, body, service, rules, arrived + longest)
     decoded = perf_counter()
@@ -164,18 +168,6 @@ async def infer(request: Request) -> Response:
     service.metrics.total_seconds.observe(times.total)
     note_times(times)
     return response
-
-
-async def _body(request: Request, service: Service) -> bytes | memoryview:
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise UnsupportedMediaType(
-            "The body must not be compressed.",
-            field="Content-Encoding",
-            value=encoding,
-            remedy="Send it as it is; pixels as binary tensors are the shortest form.",
-        )
-    return await read_buffer(request, service.settings)
 
 
 async def _read(

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from service.bundle import Manifest
 from service.clients import ClientPolicy, Terms, fit
 from service.errors import InvalidParameter, TooManyImages, Value
+from service.repeats import repeated
 from service.schemas import PredictRequest
 from service.scoring import Knobs
 from service.settings import Settings
@@ -185,13 +186,14 @@ class Rules(RequestRules[PredictQuery]):
             usual.log_target,
         )
 
-    def alpha(self, value: float, field: str) -> float:
-        """Return the alpha if the model and the client's policy allow it."""
-        return in_range(value, field, self.terms.alpha_min, self.terms.alpha_max) + 0.0  # -0.0 is 0
+    def knob(self, name: str, value: float, field: str) -> float:
+        """Return an alpha if the model and the client's policy allow it, a prior_strength if the settings do too."""
+        return in_range(value, field, *self.bounds(name)) + 0.0  # -0.0 is 0
 
-    def prior_strength(self, value: float, field: str) -> float:
-        """Return the prior_strength if the settings and the client's policy allow it."""
-        return in_range(value, field, 0.0, self.terms.max_prior_strength) + 0.0  # as above
+    def bounds(self, name: str) -> tuple[float, float]:
+        """Return the least and the largest value of a knob."""
+        terms = self.terms
+        return (terms.alpha_min, terms.alpha_max) if name == "alpha" else (0.0, terms.max_prior_strength)
 
     def top_k(self, value: int, field: str) -> int:
         """Return the number of classes to name if the model has so many."""
@@ -199,16 +201,7 @@ class Rules(RequestRules[PredictQuery]):
 
     def number(self, name: str, value: float, field: str) -> float:
         """Return the number of an option if it may be that."""
-        if name == "top_k":
-            return self.top_k(int(value), field)
-        return self.alpha(value, field) if name == "alpha" else self.prior_strength(value, field)
-
-
-def repeated(name: str, text: str) -> InvalidParameter:
-    """Return the refusal of an option that is given more than once."""
-    return InvalidParameter(
-        f"{name} is given more than once.", field=name, value=text, remedy="Give it once, in one place."
-    )
+        return self.top_k(int(value), field) if name == "top_k" else self.knob(name, value, field)
 
 
 def _number(text: str, field: str) -> float:

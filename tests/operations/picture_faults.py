@@ -34,7 +34,7 @@ def png(width: int, height: int, *parts: bytes, depth: int = 8, colour: int = 0)
 
 @cache
 def bombs() -> tuple[bytes, ...]:
-    """Small files of much: pixels, pixels beyond the picture, text, colour profile, and an animation."""
+    """Small files of much: pixels, pixels beyond the picture, text, colour profile, an endless side, an animation."""
     pixels = zlib.compress(bytes(20_001 * 2_501), 9)
     beyond = zlib.compress(bytes(50_000_000), 9)
     small = chunk(b"IDAT", zlib.compress(bytes(9 * 8)))
@@ -46,6 +46,8 @@ def bombs() -> tuple[bytes, ...]:
         png(8, 8, chunk(b"IDAT", beyond)),
         png(8, 8, chunk(b"zTXt", b"a\0\0" + beyond), small),
         png(8, 8, chunk(b"iCCP", b"a\0\0" + beyond), small),
+        png(40_000_000, 1, chunk(b"IDAT", zlib.compress(bytes(5_000_001), 9)), depth=1),
+        png(1, 20_000_000, chunk(b"IDAT", zlib.compress(bytes(40_000_000), 9))),
         animation.getvalue(),
     )
 

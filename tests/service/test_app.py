@@ -62,7 +62,6 @@ def test_ready_from_start_to_shutdown() -> None:
     with TestClient(app) as client:
         assert client.get("/readyz").json() == {"status": "ready"}
         assert client.get("/healthz").json() == {"status": "alive"}
-        assert client.head("/readyz").status_code == client.head("/healthz").status_code == 200
         service.readiness.refuse("The service is shutting down.")
         refused = client.get("/readyz")
         assert refused.status_code == 503
@@ -71,6 +70,23 @@ def test_ready_from_start_to_shutdown() -> None:
         assert client.post("/predict", content=picture(), headers={"Content-Type": "image/png"}).status_code == 200
         assert not service.batcher.is_ending()
     assert service.batcher.is_ending()
+
+
+@pytest.mark.parametrize(
+    "path", ["/readyz", "/healthz", "/v2/health/live", "/v2/models/tiny/ready", "/model", "/metrics"]
+)
+def test_whoever_asks_for_the_head_gets_that_of_the_whole_answer(client: TestClient, path: str) -> None:
+    head, whole = client.head(path), client.get(path)
+    assert (head.status_code, head.content, whole.status_code) == (200, b"", 200)
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert 'status="200"} 2.0' in client.get("/metrics").text
+    assert client.head("/predict").status_code == 405
+
+
+def test_every_request_may_bear_a_key_by_the_interfaces_description(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert document["security"] == [{}, {"key": []}]
 
 
 def test_the_model_tells_its_public_part(client: TestClient) -> None:

@@ -26,10 +26,12 @@ class Served:
     server: uvicorn.Server = field(init=False)
     port: int = 0
     open: asyncio.Event = field(default_factory=asyncio.Event)
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     service: Service = field(default_factory=lambda: create_app(Settings(), FakeModel()).service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.open.wait()
+        self.headers += scope["headers"]
         body, more = b"", scope["method"] == "POST"
         while more:
             message = await receive()
@@ -149,6 +151,24 @@ async def test_a_request_that_does_not_name_one_host_is_refused(served: Served, 
 async def test_an_old_request_needs_no_host(served: Served) -> None:
     served.open.set()
     assert told(await served.ask(b"GET /a HTTP/1.0\r\n\r\n")) == [["/a", ""]]
+
+
+async def test_space_behind_a_headers_value_is_none_of_it(served: Served) -> None:
+    served.open.set()
+    post = b"POST /a HTTP/1.1\r\nHost: x\t \r\nContent-Length: 2 \r\nExpect: 100-continue \r\n\r\n"
+    answer = await served.ask(post + b"hi")
+    assert answer.startswith(b"HTTP/1.1 100 ")
+    assert told(answer)[0] == ["/a", "hi"]
+    assert (b"host", b"x") in served.headers
+
+
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"gzip\r\nTransfer-Encoding: chunked", b"identity, chunked"])
+async def test_a_coding_that_is_not_understood_is_refused(served: Served, coding: bytes) -> None:
+    served.open.set()
+    answers = await served.ask(b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: %b\r\n\r\n0\r\n\r\n" % coding)
+    assert answers.startswith(b"HTTP/1.1 501 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
+    assert json.loads(answers.splitlines()[-1])["field"] == "Transfer-Encoding"
 
 
 POST = b"POST /%d HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"

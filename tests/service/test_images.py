@@ -243,8 +243,12 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return png_of((width, height), 2, zlib.compress(b"\0"))
+
+
+def png_of(size: tuple[int, int], colour: int, packed: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", *size, 8, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("size", [(1001, 1000), (100_000, 100_000), (10_000, 12_000), (2**31 - 1, 2**31 - 1)])
@@ -261,6 +265,17 @@ async def test_a_detectors_picture_of_endless_sides_is_refused_by_the_header(siz
         decoder.begin_sized(png_that_claims(*size), field="body").result()
     assert refusal.value.value == f"{size[0]}x{size[1]}"
     assert decoder.begin_sized(encoded(gradient(size=(16_384, 1))), field="body").result().own == (16_384, 1)
+    decoder.close()
+
+
+@pytest.mark.parametrize("size", [(65_536, 1), (1, 65_536), (40_000_000, 1)])
+async def test_a_picture_of_an_endless_side_is_refused_before_its_resizing_is_worked_out(size: tuple[int, int]) -> None:
+    decoder = ImageDecoder(spec(), max_pixels=40_000_000, threads=1)
+    rows = zlib.compress(bytes(size[1] * (size[0] + 1)))
+    with pytest.raises(ImageTooLarge, match="side of more than 65535 pixels") as refusal:
+        await decode(decoder, png_of(size, 0, rows))
+    assert refusal.value.value == f"{size[0]}x{size[1]}"
+    assert (await decode(decoder, encoded(gradient(size=(65_535, 1)), "PNG"))).shape == (8, 8, 3)
     decoder.close()
 
 

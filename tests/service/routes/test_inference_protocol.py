@@ -278,6 +278,8 @@ def test_binary_data_output_holds_for_all_outputs_that_do_not_say_otherwise(clie
         ({"inputs": [image(0, data=[-1] * 192)]}, "image.data"),
         ({"inputs": [image(0, data=["1"] * 192)]}, "image.data"),
         ({"inputs": [image(0, data=[True] * 192)]}, "image.data"),
+        ({"inputs": [image(0, data=[True, *[1] * 191])]}, "image.data"),
+        ({"inputs": [image(0, 1), knob("alpha", True, 1.5)]}, "alpha.data"),
         ({"inputs": [image(0, data=[10**30] * 192)]}, "image.data"),
         ({"inputs": [image(0, data=[[0] * 64] * 3)]}, "image.data"),
         ({"inputs": [image(0, extra=1)]}, "inputs[0].extra"),
@@ -314,6 +316,55 @@ def test_what_does_not_fit_is_refused_by_its_field(client: TestClient, message: 
     content = refused(client.post(INFER, content=json.dumps(message)), 422, "invalid_parameter")
     assert content["field"] == field
     assert content["remedy"]
+
+
+def test_null_is_what_was_not_set(client: TestClient) -> None:
+    described, raw = binary_image(3)
+    outputs = [
+        {"name": "logits", "parameters": None},
+        {"name": "confounder_cosine", "parameters": {"binary_data": None}},
+    ]
+    unset = {"id": None, "parameters": None, "outputs": outputs}
+    plain = infer(client, image(3, parameters=None), **unset)
+    message = {"inputs": [described | {"data": None}], **unset}
+    assert client.post(INFER, **binary_request(message, raw)).json()["outputs"] == plain["outputs"]
+    assert infer(client, image(3), parameters={"alpha": None, "binary_data_output": None}, outputs=None)["outputs"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"parameters": {"alpha": 0, "alpha": 3}, "inputs": [%b]}', "alpha"),
+        (b'{"inputs": [], "inputs": [%b]}', "inputs"),
+        (b'{"inputs": [%b], "outputs": [{"name": "logits", "name": "logits"}]}', "name"),
+        (b'{"id": "a", "inputs": [%b], "id": "b"}', "id"),
+    ],
+)
+def test_a_repeated_key_is_refused_however_long_the_body(client: TestClient, body: bytes, field: str) -> None:
+    for count in (1, 32):
+        content = client.post(INFER, content=body % json.dumps(image(*[0] * count), indent=9).encode())
+        assert (content.json()["code"], content.json()["field"]) == ("invalid_parameter", field)
+
+
+def test_a_repeated_list_is_refused(client: TestClient) -> None:
+    text = json.dumps(image(0))
+    twice = text[:-1] + ', "data": [' + "0," * 191 + "0]}"
+    assert refused(client.post(INFER, content=f'{{"inputs": [{twice}]}}'), 422, "invalid_parameter")["field"] == "data"
+
+
+def test_a_query_string_is_refused_by_name(client: TestClient) -> None:
+    content = refused(client.post(f"{INFER}?alpha=3", json={"inputs": [image(0)]}), 422, "invalid_parameter")
+    assert (content["field"], content["value"], content["remedy"]) == ("alpha", "3", "This address takes none.")
+
+
+@pytest.mark.parametrize("part", ["parameters", "outputs", "image"])
+def test_what_is_nested_too_deep_is_refused(client: TestClient, part: str) -> None:
+    for depth in (20, 300, 900):
+        nested = "[" * depth + "]" * depth
+        text = json.dumps({"inputs": [image(0, data="DEEP" if part == "image" else [0])], part: "DEEP"})
+        response = client.post(INFER, content=text.replace('"DEEP"', nested))
+        assert response.status_code in {400, 422}, response.text
+        ProtocolError.model_validate(response.json())
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"7", b"\xff\xfe", b'{"a": NaN}', b"[" * 5000])
@@ -410,6 +461,23 @@ def test_a_clients_key_brings_its_policy_and_its_rate(shop: tuple[TestClient, di
     limited = next(response for response in answers if response.status_code != 200)
     refused(limited, 429, "rate_limited")
     assert int(limited.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize("bounds", [{"alpha_max": 0.1, "alpha": 0}, {"alpha_min": 0.7, "alpha": 1}])
+def test_a_clients_own_bound_may_be_sent_in_fp32(
+    make_client: MakeClient, tmp_path: Path, bounds: dict[str, float]
+) -> None:
+    served = make_client(database_url=f"sqlite:///{tmp_path / 'x.sqlite'}", admin_key="operator")
+    header = bearing(add(served, "shop", **bounds))
+    until(lambda: infer_as(served, header, image(0)).status_code != 401)
+    bound = bounds.get("alpha_max", bounds.get("alpha_min", 0))
+    within, beyond = (np.float32(bound), np.float32(bound) + (1 if "alpha_max" in bounds else -1) * np.float32(1e-6))
+    described, raw = binary_image(0)
+    alpha = {"name": "alpha", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}}
+    for value, status in ((within, 200), (beyond, 422)):
+        request = binary_request({"inputs": [described, alpha]}, raw, value.tobytes())
+        request["headers"] |= header
+        assert served.post(INFER, **request).status_code == status
 
 
 def test_predictions_can_be_labelled_and_replayed(shop: tuple[TestClient, dict[str, str]]) -> None:

@@ -255,6 +255,29 @@ def test_a_form_that_is_none_is_refused(client: TestClient, boundary: str) -> No
     error(client.post("/predict", content=b"nonsense", headers=headers), 400, "invalid_body")
 
 
+def test_a_form_that_is_cut_off_anywhere_is_refused(client: TestClient) -> None:
+    parts = b"".join(
+        b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (name, value)
+        for name, value in ((b'image"; filename="a', picture()), (b"alpha", b"0"), (b"alpha", b"1.5"))
+    )
+    two = parts.replace(b'name="alpha"\r\n\r\n0', b'name="image"; filename="b"\r\n\r\n' + picture())
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    for form in (parts, two):
+        for end in range(len(form) - 120, len(form) + len(b"--x--") + 1):
+            response = client.post("/predict", content=(form + b"--x--")[:end], headers=headers)
+            if end < len(form) + len(b"--x--"):
+                assert "closing boundary" in error(response, 400, "invalid_body")["message"]
+    assert response.json()["images"][1]["alpha"] == 1.5
+
+
+@pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("br", 415), ("Identity", 200), ("", 200)])
+def test_a_compressed_body_is_refused(client: TestClient, coding: str, status: int) -> None:
+    answer = client.post("/predict", content=picture(), headers=PNG | {"Content-Encoding": coding})
+    assert answer.status_code == status
+    if status != 200:
+        assert error(answer, 415, "unsupported_media_type")["field"] == "Content-Encoding"
+
+
 @pytest.mark.parametrize("content_type", ["", "text/plain", "image/gif", "application/x-www-form-urlencoded"])
 def test_another_content_type_is_refused_with_those_that_are_served(client: TestClient, content_type: str) -> None:
     response = client.post("/predict", content=b"x", headers={"Content-Type": content_type})
