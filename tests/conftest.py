@@ -26,12 +26,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep the tests of a file, or of a folder in `SHARED`, in one process, where they share fixtures."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return next((folder for folder in SHARED if file.startswith(folder)), file)
+    def file_or_folder(nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return next((folder for folder in SHARED if file.startswith(folder)), file)
 
-    return ByFile(config, log)
+    scheduling = LoadScopeScheduling(config, log)
+    scheduling._split_scope = file_or_folder
+    return scheduling
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -61,7 +61,12 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 def test_ratios_are_taken_within_a_round() -> None:
     turns: list[str] = []
-    found = take_turns({"a": lambda: turns.append("a") or 2.0, "b": lambda: turns.append("b") or 1.0}, 3)
+
+    def turn(name: str, value: float) -> float:
+        turns.append(name)
+        return value
+
+    found = take_turns({"a": lambda: turn("a", 2.0), "b": lambda: turn("b", 1.0)}, 3)
     assert turns == ["a", "b"] * 3
     assert median_ratio(found["a"], found["b"]) == 2.0
 
@@ -169,8 +174,13 @@ def test_a_survey_comes_last_and_can_be_left_out(
             assert half
 
     parts: list[str] = []
+
+    def part(name: str, _: object) -> list[Figure]:
+        parts.append(name)
+        return []
+
     monkeypatch.setattr(gpu, "Workplace", Elsewhere)
-    monkeypatch.setattr(gpu, "_part", lambda name, _: parts.append(name) or [])
+    monkeypatch.setattr(gpu, "_part", part)
     gpu.main([str(tmp_path), *options])
     assert parts[:3] == ["raw fp16", "batches", "single JPEGs"]
     assert [name for name in parts if name.startswith("survey")] == surveyed == parts[6:]

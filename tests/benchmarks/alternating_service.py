@@ -60,9 +60,9 @@ def read_phases(file: Path) -> list[Phase]:
 def _alternate(file: Path) -> None:
     real = Recorder.__init__
 
-    def begin(recorder: Recorder, store: PredictionStore, metrics: Metrics, **how: Any) -> None:
-        real(recorder, store, metrics, **how)
-        threading.Thread(target=_go_through_phases, args=(recorder, metrics, file), daemon=True).start()
+    def begin(self: Recorder, store: PredictionStore, metrics: Metrics, **how: Any) -> None:
+        real(self, store, metrics, **how)
+        threading.Thread(target=_go_through_phases, args=(self, metrics, file), daemon=True).start()
 
     keeping._WRITE = _NEVER
     Recorder.__init__ = begin  # type: ignore[method-assign]

@@ -25,6 +25,7 @@ from trainer.detection.config import DetectorConfig
 from trainer.detection.graph import INPUTS, OUTPUTS, DetectionGraph
 from trainer.detection.network import CascadeMaskRCNN
 from trainer.detection.parity import export_graph
+from trainer.detection.stage import Stage
 
 
 class Cost(NamedTuple):
@@ -69,6 +70,7 @@ def _export(asked: argparse.Namespace, file: Path) -> list[Cost]:
     )
     model = CascadeMaskRCNN(config, asked.classes, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     for stage in model.cascade.stages:
+        assert isinstance(stage, Stage)
         torch.nn.init.normal_(stage.classifier.momentum_direction)
     before = _peak()
     clock = Clock()

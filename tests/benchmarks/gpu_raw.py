@@ -258,7 +258,7 @@ def _graph(bundle: Bundle, precision: str, options: Mapping[str, str], seconds: 
     raw = Raw(bundle, precision, "cuda", {**options, "enable_cuda_graph": "1"})
     once = raw.copied(BATCH)
     once(), once()
-    gap = raw.gap(once())  # type: ignore[arg-type]
+    gap = raw.gap(once())
     return {"images/s": rate(once, BATCH, seconds), "on device": rate(raw.on_device(BATCH), BATCH, seconds), "gap": gap}
 
 

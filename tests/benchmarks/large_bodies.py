@@ -111,4 +111,4 @@ def _fastapi() -> FastAPI:
 if __name__ == "__main__":
     kind, port = sys.argv[1:]
     app, protocol = (_evenkeel(), Connection) if kind == "evenkeel" else (_fastapi(), "auto")
-    uvicorn.run(app, port=int(port), http=protocol, access_log=False, log_level="warning")  # type: ignore[arg-type]
+    uvicorn.run(app, port=int(port), http=protocol, access_log=False, log_level="warning")

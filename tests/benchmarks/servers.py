@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +97,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def fetch(url: str, data: bytes | None = None, headers: Mapping[str, str] = {}) -> tuple[int, bytes, Mapping[str, str]]:
+def fetch(url: str, data: bytes | None = None, headers: Mapping[str, str] = {}) -> tuple[int, bytes, Message]:
     """Return status, body and headers of an answer, whatever the status."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data, dict(headers)), timeout=60) as answer:

@@ -126,7 +126,7 @@ def test_the_adapters_queries_give_one_number_for_each_pod_idle_or_busy(rules: d
         'evenkeel_queue_depth{namespace="elsewhere",pod="busy"}': "1000x20",
     }
     # 95% lie half-way through the bucket from 0.1 to 0.5.
-    expected = {
+    expected: dict[str, dict[str, float]] = {
         "evenkeel_queue_depth": {"busy": 40, "idle": 0},
         "evenkeel_request_seconds_p95": {"busy": 0.3, "idle": 0},
     }

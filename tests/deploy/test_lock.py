@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -43,7 +42,7 @@ def installed_closure(requirements: list[Requirement]) -> set[str]:
     while pending:
         requirement, extra = pending.pop()
         name = canonicalize_name(requirement.name)
-        applies = requirement.marker is None or requirement.marker.evaluate({**default_environment(), "extra": extra})
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
         if not applies or f"{name}{sorted(requirement.extras)}" in seen:
             continue
         seen |= {name, f"{name}{sorted(requirement.extras)}"}

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -89,21 +90,21 @@ class Stage:
 
     def wait_for_key(self, key: str) -> None:
         """A new key reaches every process within two seconds."""
+
+        def is_known(address: str) -> bool:
+            return self.refusal(key, b"", -1e9, address).status_code != 401
+
         for address in self.addresses:
-            wait_until(
-                lambda address=address: self.refusal(key, b"", -1e9, address).status_code != 401,
-                "the key is known",
-                seconds=2.5,
-            )
+            wait_until(partial(is_known, address), "the key is known", seconds=2.5)
 
     def wait_for_alpha(self, key: str, picture: bytes, alpha: float) -> None:
         """A changed policy reaches every process within two seconds."""
+
+        def is_in_use(address: str) -> bool:
+            return bool(abs(self.predict(key, [picture], address)[0]["alpha"] - alpha) < 1e-9)
+
         for address in self.addresses:
-            wait_until(
-                lambda address=address: abs(self.predict(key, [picture], address)[0]["alpha"] - alpha) < 1e-9,
-                f"alpha {alpha:g} is in use",
-                seconds=2.5,
-            )
+            wait_until(partial(is_in_use, address), f"alpha {alpha:g} is in use", seconds=2.5)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The contract from end to end: train, export, serve over a real socket, and compare with PyTorch."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +27,11 @@ def test_the_answer_changes_with_alpha_and_the_stable_interval_says_where(url: s
     assert len(changing) > 0
     picture = split.pictures[int(changing[0])]
 
-    def ask(alpha: float) -> dict[str, object]:
+    def ask(alpha: float) -> dict[str, Any]:
         parameters = {"alpha": alpha, "top_k": 1, "breakpoints": "true"}
         headers = {"Content-Type": "image/png"}
         response = plain_http.post(f"{url}/predict", params=parameters, content=picture, headers=headers)
-        answer: dict[str, object] = response.json()["images"][0]
+        answer: dict[str, Any] = response.json()["images"][0]
         return answer
 
     first = ask(0.0)

@@ -167,7 +167,7 @@ async def wrong_types(tried: Try) -> str:
 
 @fault("JSON that is no request", "400", "413", "422")
 async def wrong_json(tried: Try) -> str:
-    bodies = (
+    bodies: tuple[bytes, ...] = (
         b"[" * 100_000,
         b'{"images": {}}',
         b'{"images": []}',

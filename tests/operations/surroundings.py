@@ -8,8 +8,10 @@ import json
 import resource
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ JUMPS = (3600.0, -86_400.0, 20 * 86_400.0, -3e8, 1e9, 0.0)
 @contextmanager
 def full_disk(service: Process) -> Iterator[None]:
     """Let none of the process's files grow beyond what the database has now: what a write then meets is an error."""
+    if sys.platform != "linux":
+        raise NotImplementedError("no other system has prlimit")
     limits = resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (16_384, limits[1]))
     try:
@@ -76,7 +80,7 @@ def _edited(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(manifest))
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "a changed byte in the model": lambda bundle: flipped(bundle / "model.onnx"),
     "a changed byte in the samples": lambda bundle: flipped(bundle / "parity.npz"),
     "a changed byte in the manifest": lambda bundle: flipped(bundle / "manifest.json"),
@@ -97,6 +101,10 @@ async def reloads_of_damaged_bundles(service: Process, bundle: Path, count: int)
     """Damage the bundle in every way, have it read again, and ask the old model; return what came of each."""
     outcomes, refused = [], 'evenkeel_reloads_total{outcome="refused"}'
     model = service.predict()[1]["model"]
+
+    def counted(refusals: float) -> bool:
+        return metric(service, refused) == refusals
+
     for number in range(count):
         for damage in DAMAGES.values():
             shutil.rmtree(bundle, ignore_errors=True)
@@ -104,7 +112,7 @@ async def reloads_of_damaged_bundles(service: Process, bundle: Path, count: int)
             before = metric(service, refused)
             damage(bundle)
             service.process.send_signal(signal.SIGHUP)
-            await asyncio.to_thread(wait_until, lambda before=before: metric(service, refused) == before + 1)
+            await asyncio.to_thread(wait_until, partial(counted, before + 1))
             status, answer = service.predict()
             outcomes.append(f"refused, old model {status}" if answer["model"] == model else "taken")
     return outcomes

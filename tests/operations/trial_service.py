@@ -29,12 +29,12 @@ def _set_the_pace(seconds: float) -> None:
 
     real = OnnxModel.branches
 
-    def branches(model: OnnxModel, images: Any) -> Any:
+    def branches(self: OnnxModel, images: Any) -> Any:
         first = set(images[:, 0, 0, 0].tolist())
         time.sleep(len(images) * seconds + (_HANG if HANGING in first else 0.0))
         if FAILING in first:
             raise RuntimeError("the device is out of memory")
-        return real(model, images)
+        return real(self, images)
 
     OnnxModel.branches = branches  # type: ignore[method-assign]
 

@@ -490,7 +490,7 @@ async def test_who_leaves_while_its_items_are_prepared_costs_nothing_more(
     batcher, long = make(), asyncio.Event()
     with pytest.raises(ClientLeft), batcher.admit(3) as admission:
         deadline = time.monotonic() + 10
-        left = asyncio.create_task(
+        left: asyncio.Task[list[int]] = asyncio.create_task(
             admission.prepare(map(workshop.begin, range(3)), deadline=deadline, when_long=long.set)
         )
         await long.wait()

@@ -49,7 +49,7 @@ def originals() -> dict[str, bytes]:
     files = {}
     for name, (mode, kind, options) in saved.items():
         buffer = io.BytesIO()
-        photograph().convert(mode).save(buffer, kind, **options)  # type: ignore[arg-type]
+        photograph().convert(mode).save(buffer, kind, **options)
         files[name] = buffer.getvalue()
     return files
 

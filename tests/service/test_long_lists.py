@@ -72,7 +72,7 @@ def test_long_lists_of_a_message_are_set_aside_and_nothing_else() -> None:
         for found in (first["data"], last["data"]):
             assert isinstance(found, LongList)
             assert numbers(found._text, (30_000,)) == data
-        assert others == message["inputs"][1:3]  # type: ignore[comparison-overlap]
+        assert others == message["inputs"][1:3]
         assert read["id"] == message["id"]
         assert isinstance(read["outputs"][0]["data"], str)
 

@@ -55,7 +55,7 @@ def test_a_default_alpha_outside_its_range_is_refused(default: float) -> None:
         AlphaSpec(default=default, chosen_by="recipe", minimum=0, maximum=3)
 
 
-CALIBRATION = Calibration.model_construct()
+CALIBRATION = Calibration(log_temperature=(0, 0, 0, 0, 0, 0), images=1)
 
 
 def spec(**changes: Any) -> InputSpec:

@@ -15,7 +15,8 @@ def smooth(side: int) -> NDArray[np.float32]:
     row, column = np.mgrid[0:side, 0:side] - (side - 1) / 2
     radius = np.hypot(row, column) / side
     blob = 1.3 - 2.5 * np.abs(radius - 0.3) + GENERATOR.normal(scale=0.15, size=(side, side))
-    return blob.clip(0, 1).astype(np.float32)
+    values: NDArray[np.float32] = blob.clip(0, 1).astype(np.float32)
+    return values
 
 
 def drawn(

@@ -34,7 +34,7 @@ def frequent(name: str) -> ClientPolicy:
 
 
 def make_recorder(store: Store, metrics: Metrics, *, rate: float, share: float = 1.0) -> Recorder:
-    return Recorder(store, metrics, share=share, rate=rate, max_waiting=100_000, max_prior_strength=4.0)  # type: ignore[arg-type]
+    return Recorder(store, metrics, share=share, rate=rate, max_waiting=100_000, max_prior_strength=4.0)
 
 
 def test_ten_thousand_at_once_are_kept_and_of_what_follows_no_more_than_the_rate() -> None:

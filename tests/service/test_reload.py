@@ -47,8 +47,9 @@ def outcomes(metrics: Metrics) -> dict[str, float | None]:
 
 
 async def test_requests_during_a_reload_make_one_more(caplog: Any) -> None:
-    gate, loads, swapped, metrics = threading.Event(), [], [], Metrics()
-    model = OtherModel()
+    gate, metrics, model = threading.Event(), Metrics(), OtherModel()
+    loads: list[str] = []
+    swapped: list[Loaded] = []
 
     def load(version: str) -> Loaded | None:
         gate.wait(10)

@@ -45,7 +45,7 @@ def stores() -> Stores:
 
 @pytest.fixture
 def studies(stores: Stores) -> Iterator[Studies]:
-    studies = Studies(stores, stores, 4.0)  # type: ignore[arg-type]
+    studies = Studies(stores, stores, 4.0)
     yield studies
     stores.gate.set()
     studies.close()

@@ -2,7 +2,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,12 +42,13 @@ def predict(client: TestClient, **headers: str) -> Any:
 @pytest.mark.parametrize("method", ["predict", "infer", "health", "nowhere"])
 def test_every_answer_bears_the_requests_id_and_its_place_in_the_trace(client: TestClient, method: str) -> None:
     headers = {"X-Request-ID": "order-66/a.b", "traceparent": TRACEPARENT}
-    response = {
+    ways: dict[str, Callable[[], Any]] = {
         "predict": lambda: predict(client, **headers),
         "infer": lambda: client.post(INFER, json={"inputs": [image(0)]}, headers=headers),
         "health": lambda: client.get("/healthz", headers=headers),
         "nowhere": lambda: client.get("/nowhere", headers=headers),
-    }[method]()
+    }
+    response = ways[method]()
     assert response.headers.get_list("X-Request-ID") == ["order-66/a.b"]
     trace = continued(response.headers["traceparent"].encode())
     assert trace is not None

@@ -72,7 +72,7 @@ def reference(image: NDArray[np.uint8], size: NDArray[np.float32], alpha: float)
         "scores": scores[order] * kept,
         "labels": np.where(kept, LABELS[order], -1),
         "masks": MASKS[order] * kept[:, None, None].astype(np.float32),
-        "count": np.int64(kept.sum()),
+        "count": np.array(kept.sum(), np.int64),
     }
 
 

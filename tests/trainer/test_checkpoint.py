@@ -226,7 +226,7 @@ def test_what_an_optimizer_kept_lies_in_memory_as_its_parameter(
     """A file knows nothing of channels_last, and a fused step on a GPU refuses another layout."""
 
     def stepped() -> tuple[torch.nn.Conv2d, torch.optim.Optimizer]:
-        layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
         optimizer = kind(layer.parameters())
         torch.autograd.backward(layer(torch.ones(1, 3, 5, 5)).square().sum())
         optimizer.step()

@@ -68,8 +68,8 @@ def test_logits_and_their_counterfactual_part_are_the_formulas(name: str, heads:
     factual, counterfactual, cosine = (part.detach() for part in folded_branches(features, classifier.fold()))
     expected = reference(name, classifier, features.numpy(), alpha)
     np.testing.assert_allclose(factual - alpha * counterfactual, expected, rtol=1e-9)
-    slices = (part.unflatten(-1, (heads, -1)) for part in (features, classifier.momentum_direction))
-    np.testing.assert_allclose(cosine, torch.cosine_similarity(*slices, dim=-1), rtol=1e-9)
+    sliced, direction = (part.unflatten(-1, (heads, -1)) for part in (features, classifier.momentum_direction))
+    np.testing.assert_allclose(cosine, torch.cosine_similarity(sliced, direction, dim=-1), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,5 @@
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ def compared(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 @pytest.fixture
-def epochs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The epochs that are trained from here on."""
     done: list[int] = []
     train = Training._epoch

@@ -200,7 +200,7 @@ def test_every_fault_of_a_recipe_is_said_at_once(tmp_path: Path) -> None:
 def test_a_recipe_cannot_be_changed_once_read() -> None:
     recipe = load_recipe("digits_lt")
     with pytest.raises(ValueError, match="frozen"):
-        recipe.seed = 5
+        recipe.seed = 5  # type: ignore[misc]
 
 
 def test_every_key_of_a_recipe_is_covered_by_defaults_that_are_allowed() -> None:

@@ -24,6 +24,7 @@ from trainer.data import Pixels, Splits, decode, load_splits
 from trainer.errors import TrainerError
 from trainer.features import features_of
 from trainer.model import LongTailClassifier
+from trainer.posthoc.features import LabelledFeatures
 
 CPU = torch.device("cpu")
 LARGE = ("data.in_memory=false", "data.num_workers=0")
@@ -226,7 +227,8 @@ def test_features_of_pictures_that_have_changed_are_computed_anew(tmp_path: Path
 
     def features() -> torch.Tensor:
         found = features_of(run, model, recipe, load_splits(recipe), device=device, cache=tmp_path / "cache")
-        return getattr(found, split).features
+        part: LabelledFeatures = getattr(found, split)
+        return part.features
 
     before = features()
     assert torch.equal(features(), before)

@@ -7,7 +7,7 @@ from tests.trainer.tiny import tiny_recipe
 from trainer import frozen
 from trainer.checkpoint import load_checkpoint
 from trainer.config import Recipe
-from trainer.data import Splits, load_splits
+from trainer.data import Pixels, Splits, load_splits
 from trainer.frozen import KeptFeatures, open_split
 from trainer.inference import extract_features
 from trainer.model import LongTailClassifier
@@ -45,7 +45,7 @@ def test_its_classifier_trains_as_it_would_on_the_pictures(finished_run: Path, d
     assert isinstance(kept, KeptFeatures)
     one.model.train()
     other.model.train()
-    pictures = frozen.Pixels(digits.train, recipe, CPU, name="training images")
+    pictures = Pixels(digits.train, recipe, CPU, name="training images")
     assert kept.steps_per_epoch() == pictures.steps_per_epoch()
     for (features, labels), (pixels, same) in zip(kept.evaluation(), pictures.evaluation(), strict=True):
         assert torch.equal(labels, same)

@@ -2,6 +2,7 @@ import importlib
 import sys
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor
 import trainer
 from tests.trainer.tiny import patient
 from trainer import head
-from trainer.classifiers import DeconfoundedClassifier
+from trainer.classifiers.deconfounded import DeconfoundedClassifier
 from trainer.head import (
     background_exempted_probabilities,
     branch_logits,
@@ -28,7 +29,7 @@ from trainer.head import (
 )
 
 Array = NDArray[np.float64]
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
+EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 eighths = st.integers(-40, 40).map(lambda number: number / 8)
 """Moderate numbers, exact in float, among which zero is frequent."""
 
@@ -185,7 +186,7 @@ def test_a_zero_slice_contributes_zero_to_logits_and_gradients(empty: str) -> No
     parts = {"features": generator.normal(size=(3, 6)), "weight": generator.normal(size=(4, 6))}
     parts["direction"] = generator.normal(size=6)
     parts[empty][..., :3] = 0
-    problem = Problem(*parts.values(), num_heads=2, tau=16.0, gamma=0.0)
+    problem = Problem(**parts, num_heads=2, tau=16.0, gamma=0.0)
     tensors = [tensor.requires_grad_() for tensor in problem.tensors()]
     factual, counterfactual = branch_logits(*tensors, **problem.settings())
     for branch, expected in zip((factual, counterfactual), problem.reference(), strict=True):

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from tests.trainer.tiny import patient
 from trainer.config import AlphaConfig, LossConfig
@@ -24,7 +23,7 @@ def make_branches(seed: int, *, rows: int = 60, slope: float = 0.5) -> Branches:
 @patient
 @given(st.floats(-2, 2), st.integers(0, 100))
 def test_the_lean_is_the_slope_of_the_mean_counterfactual_over_the_log_share(slope: float, seed: int) -> None:
-    counterfactual: NDArray[np.float64] = make_branches(seed, slope=slope).counterfactual
+    counterfactual = make_branches(seed, slope=slope).counterfactual
     assert lean_of(counterfactual, COUNTS) == pytest.approx(slope, abs=1e-9)
     assert lean_of(counterfactual + 7, COUNTS) == pytest.approx(slope, abs=1e-9)
 

@@ -36,7 +36,8 @@ def trained() -> LinearClassifier:
 
 def softmax(logits: Array) -> Array:
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    shares: Array = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return shares
 
 
 def steps(data: LabelledFeatures, seed: int) -> Iterator[tuple[float, Array, Array]]:

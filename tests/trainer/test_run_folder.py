@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from torch.distributed import HashStore
+from torch._C._distributed_c10d import HashStore
 
 from tests.trainer.tiny import tiny_recipe
 from trainer.checkpoint import CHECKPOINT_FILE

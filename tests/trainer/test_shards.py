@@ -1,4 +1,5 @@
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests.trainer.test_train import StoppedError, assert_same, losses
 from tests.trainer.tiny import STREAMED, columns, tiny_recipe, write_parquet, write_shards
 from trainer.checkpoint import Checkpoint, load_checkpoint
 from trainer.config import Recipe
-from trainer.data import Pixels, Splits, load_splits
+from trainer.data import Batch, Pixels, Splits, load_splits
 from trainer.errors import TrainerError
 from trainer.runs import train_run
 from trainer.shards import order_by_groups
@@ -82,9 +83,10 @@ def test_a_reader_holds_no_more_than_a_window_and_goes_to_other_processes_empty(
 class Watched(Pixels):
     """Training pixels that note what is seen, and end the run where told."""
 
+    seen: dict[tuple[int, int], Tensor]
     stop_at: tuple[int, int] | None = None
 
-    def training(self, epoch: int, first_step: int = 0):  # noqa: ANN201 - as in Pixels
+    def training(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         for step, batch in enumerate(super().training(epoch, first_step), start=first_step):
             if (epoch, step) == self.stop_at:
                 raise StoppedError
@@ -93,14 +95,19 @@ class Watched(Pixels):
 
 
 def train(
-    recipe: Recipe, splits: Splits, folder: Path, seen: dict[tuple[int, int], Tensor], **options: object
+    recipe: Recipe,
+    splits: Splits,
+    folder: Path,
+    seen: dict[tuple[int, int], Tensor],
+    *,
+    stop_at: tuple[int, int] | None = None,
 ) -> Checkpoint:
     training = Training(recipe, splits, CPU)
     if (folder / "checkpoint.safetensors").exists():
         training.resume(folder)
     folder.mkdir(exist_ok=True)
     pixels = Watched(splits.train, recipe, CPU, name="training images")
-    pixels.seen, pixels.stop_at = seen, options.get("stop_at")
+    pixels.seen, pixels.stop_at = seen, stop_at
     training.run(pixels, folder)
     return load_checkpoint(folder)
 
@@ -124,7 +131,7 @@ def test_a_run_that_is_killed_within_an_epoch_sees_the_pictures_and_ends_as_the_
     resumed = train(recipe, splits, tmp_path / "broken", after)
     assert min(after) == (1, 3), "no picture again, none left out"
     assert len(unbroken) == 16
-    assert_same(before | after, unbroken)  # type: ignore[arg-type]
+    assert_same(before | after, unbroken)
     assert losses(resumed) == losses(whole)
     for record, other in zip(resumed.history, whole.history, strict=True):
         assert record.train_accuracy == other.train_accuracy

@@ -1,6 +1,8 @@
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from tests.trainer.tiny import folder_recipe, tiny_recipe, write_image_folder
 from trainer.checkpoint import Checkpoint, load_checkpoint
 from trainer.config import Recipe
-from trainer.data import Pixels, Splits, load_splits
+from trainer.data import Batch, Pixels, Splits, load_splits
 from trainer.errors import TrainerError
 from trainer.runs import train_run
 from trainer.schedule import momentum_decay
@@ -27,7 +29,7 @@ class StopsAfter(Pixels):
 
     last_epoch = math.inf
 
-    def training(self, epoch: int, first_step: int = 0):  # noqa: ANN201 - as in Pixels
+    def training(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         if epoch >= self.last_epoch:
             raise StoppedError
         return super().training(epoch, first_step)
@@ -119,9 +121,10 @@ class RecordingHead(torch.nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         self.seen.append(features.detach().clone())
-        return self.head(features)
+        logits: Tensor = self.head(features)
+        return logits
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return super().__getattr__(name) if name in {"head"} else getattr(self.head, name)
 
 
@@ -129,7 +132,7 @@ def test_the_direction_is_the_decayed_sum_of_the_mean_features_of_each_step(digi
     recipe = tiny_recipe("head.momentum_decay=coupled", "schedule={epochs: 2, decay: steps, milestones: [1]}")
     training = Training(recipe, digits, CPU)
     seen: list[Tensor] = []
-    training.model.head = RecordingHead(training.model.head, seen)
+    training.model.head = RecordingHead(training.model.head, seen)  # type: ignore[assignment]
     pixels = Pixels(digits.train, recipe, CPU, name="training images")
     expected = torch.zeros(64, dtype=torch.float64)
     for epoch, rate in ((0, 0.05), (1, 0.0005)):
@@ -248,7 +251,7 @@ def test_the_place_of_the_data_and_the_number_of_workers_may_change(finished_run
 
 def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_kept(tmp_path: Path, digits: Splits) -> None:
     class Poisoned(Pixels):
-        def training(self, epoch: int, first_step: int = 0):  # noqa: ANN202 - as in Pixels
+        def training(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
             for pixels, labels in super().training(epoch, first_step):
                 yield pixels * (math.nan if epoch == 1 else 1), labels
 

@@ -23,6 +23,9 @@ NUMBERS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.de
 class Watch(TorchDispatchMode):
     """Refuses what waits for the device: its numbers, and copies to or from it that are not `non_blocking`."""
 
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)  # of super() mypy would not see that it is torch's, and may lack annotations
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         devices = {one.device.type for one in (*args, result) if isinstance(one, torch.Tensor)}

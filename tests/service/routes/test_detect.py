@@ -5,6 +5,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,10 +269,14 @@ def test_a_full_queue_says_when_to_come_again(make_client: Callable[..., TestCli
     client = make_client(max_queue_size=1, max_images_per_request=1)
     detector.gate.clear()
     waiting = [threading.Thread(target=post, args=(client,)) for _ in range(2)]
+
+    def shows(line: str) -> bool:
+        return gauges(client) == line
+
     for count, thread in enumerate(waiting, 1):  # the first is run, the second waits
         thread.start()
         line = f"evenkeel_images_in_flight {count}.0\nevenkeel_queue_depth {count - 1}.0"
-        wait_until(lambda line=line: gauges(client) == line)
+        wait_until(partial(shows, line))
     refused = post(client)
     error(refused, 429, "queue_full")
     assert int(refused.headers["retry-after"]) >= 1
@@ -380,9 +385,13 @@ def test_a_bundle_of_the_other_task_takes_over_while_requests_go_on(detector: Fa
     app: Any = create_app(Settings(), FakeDetector(), load=lambda version: served.pop(0))
     detector.gate.clear()
     with TestClient(app) as client:
+
+        def serves(task: str) -> bool:
+            return bool(client.get("/model").json()["task"] == task)
+
         for task in ("classification", "detection"):
             client.portal.call(app.reloader.request)  # type: ignore[union-attr]
-            wait_until(lambda task=task: client.get("/model").json()["task"] == task)
+            wait_until(partial(serves, task))
             if task == "classification":
                 assert client.post("/predict", content=picture(2), headers=PNG).json()["images"][0]["prediction_id"]
                 assert error(post(client, "?masks=false"), 422, "invalid_parameter")["field"] == "masks"

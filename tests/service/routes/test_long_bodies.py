@@ -90,8 +90,8 @@ async def test_of_a_client_that_leaves_before_its_long_body_is_read_nothing_is_k
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": path, "root_path": ""}
-    scope |= {"query_string": b"", "headers": [(b"content-type", b"application/json")]}
+    scope: dict[str, Any] = {"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": path}
+    scope |= {"root_path": "", "query_string": b"", "headers": [(b"content-type", b"application/json")]}
     with busy(app.service):
         asking = asyncio.create_task(app(scope, receive, send))
         async with asyncio.timeout(10):

@@ -26,7 +26,8 @@ def square(number: int, image: int, category: int, place: tuple[int, int, int]) 
 
 def document(pictures: int = 4) -> Document:
     """Pictures with two squares each; class 30 is in the first one alone. Ids begin with neither 0 nor 1."""
-    images, annotations = [], []
+    images: list[Document] = []
+    annotations: list[Document] = []
     for place in range(pictures):
         number = 100 - place
         classes = [10, 30 if place == 0 else 20]

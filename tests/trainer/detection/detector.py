@@ -5,6 +5,7 @@ from torch import Tensor
 
 from trainer.detection.config import DetectorConfig
 from trainer.detection.network import CascadeMaskRCNN
+from trainer.detection.stage import Stage
 from trainer.detection.types import Batch, Targets
 
 SIDE = 64
@@ -37,7 +38,8 @@ def tiny_detector(num_classes: int = CLASSES, **sections: object) -> CascadeMask
     torch.manual_seed(0)
     model = CascadeMaskRCNN(tiny_config(**sections), num_classes, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     for stage in model.cascade.stages:
-        torch.nn.init.uniform_(stage.classifier.momentum_direction)  # type: ignore[arg-type]
+        assert isinstance(stage, Stage)
+        torch.nn.init.uniform_(stage.classifier.momentum_direction)
     return model
 
 

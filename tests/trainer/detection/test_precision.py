@@ -35,7 +35,7 @@ def perfect(split: DetectionSplit) -> list[Result]:
 def measured(splits: DetectionSplits, results: list[Result], kind: str = "box") -> dict[str, float | None]:
     truth = ground_truth(splits.test, splits.shot_groups)
     precision = Precision(truth, splits.shot_groups, is_federated=splits.test.packed.is_federated)
-    return precision.measure(deepcopy(results), kind)  # type: ignore[arg-type]
+    return precision.measure(deepcopy(results), kind)
 
 
 @pytest.mark.parametrize("kind", ["box", "mask"])

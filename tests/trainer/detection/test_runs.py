@@ -200,7 +200,7 @@ def test_a_graph_that_differs_from_pytorch_makes_no_bundle(
     def other_weights(*arguments: Any) -> Any:
         model = restore_detector(*arguments)
         for stage in model.cascade.stages:
-            torch.nn.init.normal_(stage.classifier.weight)  # type: ignore[union-attr, arg-type]
+            torch.nn.init.normal_(stage.classifier.weight)  # type: ignore[union-attr]
         return model
 
     monkeypatch.setattr(export, "export_graph", another_graph)
