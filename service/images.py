@@ -7,7 +7,8 @@ The rules, the same as in training and export:
 
 - the EXIF orientation is applied; colour profiles are ignored; transparency is dropped, as Pillow's
   `convert("RGB")` does; greyscale, palette and CMYK become RGB; of 16 bits the upper 8 count
-- an animation is refused; of a multi-picture JPEG (as telephones write) the first picture counts
+- of a multi-picture JPEG (as telephones write) the first picture counts; an animation is refused here, and training
+  takes its first
 - then resized and cropped with the manifest's geometry, by Pillow; what a detector's picture leaves free is zero
 
 It knows neither HTTP nor the model: bytes in, uint8 [H, W, 3] out.

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from torch._C._distributed_c10d import HashStore
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # torch defines it elsewhere
 
 from tests.trainer.tiny import tiny_recipe
 from trainer.checkpoint import CHECKPOINT_FILE
