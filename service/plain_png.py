@@ -5,8 +5,8 @@ but its pixels and some chunks that cannot change them, goes to kornia-rs, which
 png, in Rust). Whatever is unusual or broken is left to Pillow's reader, which decides and words the refusal; only what
 lies behind the last pixel within their data counts for nothing here, be it wrong, too much or cut off, the checksum
 there too: each chunk has its own. In larger pictures Pillow lets the same pass but a wrong checksum; to find that here,
-all would have to be unpacked twice, which takes a tenth of a whole request or more. A chunk's own wrong checksum leads to
-Pillow as well, which passes over that of pixels.
+all would have to be unpacked twice, which takes a tenth of a whole request or more. A chunk's own wrong checksum leads
+to Pillow as well, which passes over that of pixels.
 
 Where Pillow is lenient without saying so, PNGs are held against their header here: `lacks_pixels`.
 
