@@ -112,12 +112,14 @@ def create_app(
         redirect_slashes=False,  # whoever sends a body does not follow a redirect
     )
     app.service = service
+    _judge_by(service)
 
     def swap(loaded: Loaded) -> None:
         """Have requests meet the new model from now on; those under way keep the `Service` that they began with."""
         # `app.service` and no other: what knew the first one would keep its model for ever.
         app.service = replace(app.service, **_parts_of(loaded.model, loaded.exhibits, settings))
         app.service.batcher.start_anew(**_pace_of(loaded.model, settings))
+        _judge_by(app.service)
         _announce(loaded.model, app.service.metrics)
         app.service.keeping.remember(loaded.model.manifest)
 
@@ -171,6 +173,12 @@ def _pace_of(served: Model | Detector, settings: Settings) -> dict[str, Any]:
         return {"max_batch_size": settings.max_batch_size, "brief": _BRIEF}
     # A device can hang, a processor cannot: no run on the event loop.
     return {"max_batch_size": settings.max_batch_size, "brief": 0.0, "runs_at_once": RUNS_AT_ONCE_ON_A_DEVICE}
+
+
+def _judge_by(service: Service) -> None:
+    """Have the batcher learn from runs of the model that is served alone."""
+    predictor = service.predictor
+    service.batcher.counts = lambda work: work.predictor is predictor
 
 
 def _parts_of(served: Model | Detector, exhibits: Exhibits, settings: Settings) -> dict[str, Any]:

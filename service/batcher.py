@@ -9,10 +9,12 @@ It knows neither models nor pictures nor HTTP: items go in, results come out.
 Everything but the function itself runs on the event loop, so there are no locks; the function too, where it is known to
 be brief. The promises:
 
-- admission is all or nothing for the items of one caller, and bounded: beyond `max_queue_size`, QueueFull;
+- admission is all or nothing for the items of one caller, and bounded: beyond `max_queue_size`, QueueFull, and likewise
+  where what is there already will, at the pace of late, take longer than the caller waits;
 - each admitted item is answered once: by its result, its own error, its deadline, or the shutdown;
 - a batch that fails is run again in halves, and these in theirs, so that only the item at fault fails;
-- items of a caller that was cancelled are skipped if they still wait; their neighbours do not notice;
+- items of a caller that was cancelled are skipped if they still wait, and those that no run could answer in time where
+  others could be; their neighbours do not notice;
 - places are held until nothing of what they were taken for is under way: what items are made of is dropped where it has
   not begun by the deadline, and its caller is told then.
 """
@@ -45,6 +47,10 @@ _LONG = 0.25
 """Seconds after which a caller's wait is long."""
 _SILENCE = 1e-6
 """Seconds that an alarm keeps silent for each who waits."""
+_HEADROOM = 1.2
+"""By how much the time until an answer may turn out longer than it looks when its item is admitted."""
+_OF_LATE = 2.0
+"""Seconds after which what was seen of the pace counts for little."""
 
 Item = TypeVar("Item")
 Part = TypeVar("Part")
@@ -57,6 +63,7 @@ class _Entry(Generic[Item, Result]):
     item: Item
     future: asyncio.Future[Result]
     since: float
+    deadline: float
     context: Context  # the caller's, for what is logged of this item alone
     started: float = 0.0
     seconds: float = 0.0
@@ -68,16 +75,33 @@ class _Run(Generic[Item, Result]):
     started: float
 
 
-class _Pace:
-    """The mean of what was observed, the latest above all."""
+class _Throughput:
+    """Seconds for each item that leaves while others are there, of late: what the slowest stage lets through.
 
-    __slots__ = ("mean",)
+    What a run takes says less: what comes before it, such as decoding, may be slower, and two may run at once. Once
+    nobody is there it is forgotten: who comes then is not refused for what was.
+    """
+
+    __slots__ = ("_items", "_seconds", "_since")
 
     def __init__(self) -> None:
-        self.mean = 0.0
+        self._items = self._seconds = 0.0
+        self._since: float | None = None
 
-    def observe(self, value: float) -> None:
-        self.mean += 0.2 * (value - self.mean) if self.mean else value
+    def leave(self, now: float, count: int, *, others: bool) -> None:
+        """Note that so many are answered, and whether others are there."""
+        if self._since is not None:
+            seconds = now - self._since
+            kept = math.exp(-seconds / _OF_LATE)
+            self._seconds, self._items = kept * self._seconds + seconds, kept * self._items + count
+        self._since = now if others else None
+        if not others:
+            self._items = self._seconds = 0.0
+
+    @property
+    def seconds_per_item(self) -> float | None:
+        """None: not known."""
+        return self._seconds / self._items if self._items else None
 
 
 class _Length:
@@ -87,18 +111,23 @@ class _Length:
     loop, a device above all, holds everyone up: there every run counts.
     """
 
-    __slots__ = ("_each", "_quickest")
+    __slots__ = ("_each", "_largest", "_quickest")
 
     def __init__(self) -> None:
         self._each = self._quickest = math.inf
+        self._largest = 0
 
     def observe(self, seconds: float, count: int, *, on_loop: bool) -> None:
         each = seconds / count
         self._each = self._each + 0.2 * (each - self._each) if on_loop else min(self._each, each)
-        self._quickest = min(self._quickest, seconds)
+        self._quickest, self._largest = min(self._quickest, seconds), max(self._largest, count)
 
     def of(self, count: int) -> float:
         return max(count * self._each, self._quickest)
+
+    def least(self, count: int) -> float:
+        """Return what a run takes at least; a larger one than was ever seen takes at least what those did."""
+        return max(min(count, self._largest) * self._each, self._quickest) if self._largest else 0.0
 
 
 class _Rung(Protocol):
@@ -162,6 +191,7 @@ class DynamicBatcher(Generic[Item, Result]):
     Attributes:
         callers: how many callers there are, those among them that have not come as far as the queue.
         is_ending: whether the service ends; who is cancelled then has not left.
+        counts: whether the run of an item tells how long runs take: those of a former model do not.
     """
 
     def __init__(
@@ -177,6 +207,7 @@ class DynamicBatcher(Generic[Item, Result]):
     ) -> None:
         self.callers: Callable[[], int] = lambda: _MANY
         self.is_ending: Callable[[], bool] = lambda: False
+        self.counts: Callable[[Item], bool] = lambda item: True
         self._run_batch = run_batch
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
@@ -196,19 +227,24 @@ class DynamicBatcher(Generic[Item, Result]):
         self._stopped = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._seconds_per_item = _Pace()
+        self._throughput = _Throughput()
         self._length = _Length()
         self._runs_at_once = runs_at_once
         self._executor = _threads(runs_at_once)
         self._alarm = _Alarm()
         metrics.queue_capacity.set(max_queue_size)
-        metrics.queue_depth.set_function(lambda: self.depth)
+        metrics.queue_depth.set_function(self._depth_of_the_living)
         metrics.images_in_flight.set_function(lambda: self.depth + self._run_items + sum(map(len, self._halves)))
 
     @property
     def depth(self) -> int:
         """How many items are admitted and wait."""
         return len(self._queue) + self._reserved
+
+    def _depth_of_the_living(self) -> int:
+        """Return the depth, once those for whom nobody waits any more have left the queue."""
+        self._queue = deque(entry for entry in self._queue if not entry.future.done())
+        return self.depth
 
     @property
     def _run_items(self) -> int:
@@ -230,13 +266,17 @@ class DynamicBatcher(Generic[Item, Result]):
             self._executor.shutdown(wait=False)  # what runs goes on to its end
             self._runs_at_once, self._executor = runs_at_once, _threads(runs_at_once)
         self._runs = 0
-        self._seconds_per_item, self._length = _Pace(), _Length()
+        self._throughput, self._length = _Throughput(), _Length()
 
-    def admit(self, count: int) -> "Admission[Item, Result]":
+    def admit(self, count: int, *, deadline: float = math.inf) -> "Admission[Item, Result]":
         """Reserve places for `count` items, or refuse; a context manager whose end gives unused places back.
 
+        Args:
+            count: how many.
+            deadline: the moment, by `time.monotonic`, after which nobody waits.
+
         Raises:
-            QueueFull: fewer places are free; says when to come again.
+            QueueFull: fewer places are free, or those before would take until the deadline; says when to come again.
             ShuttingDown: nothing is admitted any more.
         """
         if self._closed:
@@ -246,16 +286,46 @@ class DynamicBatcher(Generic[Item, Result]):
                 remedy="Send it to another instance.",
                 retry_after=1,
             )
-        if self.depth + count > self._max_queue_size:
+        if self.depth + count > self._max_queue_size and self._depth_of_the_living() + count > self._max_queue_size:
             self._metrics.rejected_images.labels("queue_full").inc(count)
             raise QueueFull(
                 f"{self.depth} images wait, and at most {self._max_queue_size} may; there is no room for {count} more.",
                 remedy="Try again after the seconds that Retry-After says.",
-                retry_after=self._seconds_until_drained(),
+                retry_after=math.ceil(self._seconds_until_answered(0)) or 1,
             )
+        if self.depth or self._running:
+            self._refuse_if_too_late(count, deadline)
         self._reserved += count
         self._idle.clear()
-        return Admission(self, count)
+        return Admission(self, count, deadline)
+
+    def _refuse_if_too_late(self, count: int, deadline: float) -> None:
+        left = deadline - monotonic()
+        if self._seconds_until_answered(count) * _HEADROOM <= left:
+            return
+        self._depth_of_the_living()
+        seconds = self._seconds_until_answered(count)
+        if seconds * _HEADROOM <= left:
+            return
+        self._metrics.rejected_images.labels("queue_full").inc(count)
+        raise QueueFull(
+            f"{self.depth + self._run_items} images are before it, and it would take about {seconds:.1f} s until the "
+            "answer: longer than this request may take.",
+            remedy="Try again after the seconds that Retry-After says, or allow more time.",
+            retry_after=math.ceil(self._seconds_until_answered(0)) or 1,
+        )
+
+    def _seconds_until_answered(self, more: int) -> float:
+        """Return how long it may take until all that is admitted, and so many more, are answered.
+
+        A run that lasts longer than that may last as long again.
+        """
+        items, pace = self.depth + self._run_items + more, self._throughput.seconds_per_item
+        if pace is None:  # nobody has waited yet, and a batch may take little more than one item
+            batch = min(items, self._max_batch_size)
+            pace = self._length.least(batch) / max(1, batch) / self._runs_at_once
+        age = monotonic() - self._running[0].started if self._running else 0.0
+        return max(items * pace, age)
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - shields nothing, only bounds the drain
         """Admit nothing more, finish what is admitted, then stop; after `timeout` seconds the rest gets an error."""
@@ -273,12 +343,12 @@ class DynamicBatcher(Generic[Item, Result]):
         self._executor.shutdown(wait=not self._running, cancel_futures=True)
 
     def _enqueue(
-        self, items: Sequence[Item], loop: asyncio.AbstractEventLoop, now: float
+        self, items: Sequence[Item], loop: asyncio.AbstractEventLoop, now: float, deadline: float
     ) -> list[_Entry[Item, Result]]:
         if self._stopped:
             raise _stopped_first()
         context = copy_context()
-        entries = [_Entry(item, loop.create_future(), now, context) for item in items]
+        entries = [_Entry(item, loop.create_future(), now, deadline, context) for item in items]
         self._queue.extend(entries)
         starts_soon = self._wakeup is not None and self._wakes_soon
         if starts_soon and len(self._queue) < self._max_batch_size:
@@ -336,7 +406,7 @@ class DynamicBatcher(Generic[Item, Result]):
             self._wakeup.cancel()
             self._wakeup = None
         if self._running:  # beside which a queue of this length had room, and for some of it nobody may wait any more
-            self._queue = deque(entry for entry in self._queue if not entry.future.done())
+            self._depth_of_the_living()
             if not self._has_room:
                 return
         batch = self._take()
@@ -398,10 +468,18 @@ class DynamicBatcher(Generic[Item, Result]):
         if self._halves:
             return [entry for entry in self._halves.popleft() if not entry.future.done()]
         batch: list[_Entry[Item, Result]] = []
+        late: list[_Entry[Item, Result]] = []
+        soonest = monotonic() + self._length.least(min(len(self._queue), self._max_batch_size))
         while self._queue and len(batch) < self._max_batch_size:
             entry = self._queue.popleft()
             if not entry.future.done():
-                batch.append(entry)
+                (late if entry.deadline < soonest else batch).append(entry)
+        if not batch:  # nobody is kept waiting, and a run may be quicker than those before it
+            self._queue.extendleft(reversed(late[self._max_batch_size :]))
+            return late[: self._max_batch_size]
+        if late:
+            self._metrics.rejected_images.labels(DeadlineExceeded.code).inc(len(late))
+            self._answer_all(late, DeadlineExceeded())
         return batch
 
     def _finish(
@@ -415,13 +493,16 @@ class DynamicBatcher(Generic[Item, Result]):
         batch = run.batch
         self._running.remove(run)
         self._runs += 1
-        self._seconds_per_item.observe(seconds / len(batch))
         self._metrics.inference_seconds.observe(seconds)
+        now, is_answered = monotonic(), len(batch) == 1 or not isinstance(outcome, ServiceError)
+        others = bool(self._queue or self._halves or self._running or self._reserved)
+        self._throughput.leave(now, len(batch) * is_answered, others=others or not is_answered)
         if isinstance(outcome, ServiceError):
-            self._fail(batch, outcome, monotonic())
+            self._fail(batch, outcome, now)
         else:
             self._first_failure = None
-            self._length.observe(seconds, len(batch), on_loop=on_loop)
+            if all(self.counts(entry.item) for entry in batch):
+                self._length.observe(seconds, len(batch), on_loop=on_loop)
             if not self._is_brief(min(len(self._queue), self._max_batch_size)):
                 self._wake()  # before whoever writes an answer: a long run need not wait for it
             for entry, result in zip(batch, outcome, strict=True):
@@ -463,9 +544,6 @@ class DynamicBatcher(Generic[Item, Result]):
         self._reserved -= places
         self._rest()
 
-    def _seconds_until_drained(self) -> int:
-        return max(1, math.ceil((self.depth + self._run_items) * self._seconds_per_item.mean))
-
 
 def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="inference")
@@ -488,9 +566,10 @@ class Admission(Generic[Item, Result]):
 
     __slots__ = ("_batcher", "_deadline", "_entries", "_error", "_reserved", "_under_way", "_waits_for", "_when_long")
 
-    def __init__(self, batcher: DynamicBatcher[Item, Result], count: int) -> None:
+    def __init__(self, batcher: DynamicBatcher[Item, Result], count: int, deadline: float) -> None:
         self._batcher = batcher
         self._reserved = count
+        self._deadline = deadline
         self._entries: list[_Entry[Item, Result]] = []
         self._under_way: list[Future[Any]] = []
         self._waits_for: asyncio.Future[None] | None = None
@@ -516,7 +595,6 @@ class Admission(Generic[Item, Result]):
         self,
         begun: Iterable[Part | Future[Part]],
         *,
-        deadline: float,
         when_long: Callable[[], None] | None = None,
     ) -> list[Part]:
         """Return what the items are made of, in order.
@@ -524,7 +602,7 @@ class Admission(Generic[Item, Result]):
         Args:
             begun: for each item what it is made of, or the work in a pool of threads that makes it; taken one by one,
                 and others have their turn of the loop in between.
-            deadline, when_long: as `run` takes them.
+            when_long: as `run` takes it.
 
         Raises:
             DeadlineExceeded, ClientLeft: it is too late, or nobody waits; what has not begun is dropped.
@@ -536,7 +614,7 @@ class Admission(Generic[Item, Result]):
             if not isinstance(part, Future):
                 return [part]
             parts.append(self._noted(part))
-        self._await_until(deadline, when_long)
+        self._await(when_long)
         try:
             for part in rest:
                 parts.append(self._noted(part))
@@ -567,32 +645,29 @@ class Admission(Generic[Item, Result]):
         if error is not None:
             raise error
 
-    async def run(
-        self, items: Sequence[Item], *, deadline: float, when_long: Callable[[], None] | None = None
-    ) -> list[Result]:
+    async def run(self, items: Sequence[Item], *, when_long: Callable[[], None] | None = None) -> list[Result]:
         """Queue the items in the places held and return their results in order.
 
         Args:
             items: as many as were admitted.
-            deadline: the moment, by `time.monotonic`, after which nobody waits.
             when_long: called once if the wait is a long one.
 
         Raises:
-            DeadlineExceeded: it passed first.
+            DeadlineExceeded: it passed first, or would before any run could end.
             InferenceFailed: the function failed on one of the items.
             ShuttingDown: the service stopped first.
         """
         assert len(items) == self._reserved, "an admission is for a number of items"
         batcher, loop, now = self._batcher, asyncio.get_running_loop(), monotonic()
-        if deadline <= now:
+        if self._deadline <= now:
             batcher._metrics.rejected_images.labels(DeadlineExceeded.code).inc(len(items))
             raise DeadlineExceeded()
         batcher._reserved -= self._reserved
         self._reserved = 0
-        self._entries = entries = batcher._enqueue(items, loop, now)
+        self._entries = entries = batcher._enqueue(items, loop, now, self._deadline)
         if all([entry.future.done() for entry in entries]):  # noqa: C419 - a generator for one entry costs more
             return [entry.future.result() for entry in entries]
-        self._await_until(deadline, when_long)
+        self._await(when_long)
         try:
             return [await entry.future for entry in entries]
         except asyncio.CancelledError:
@@ -602,9 +677,9 @@ class Admission(Generic[Item, Result]):
             self._await_no_longer()
             self.cancel()
 
-    def _await_until(self, deadline: float, when_long: Callable[[], None] | None) -> None:
-        self._deadline, self._when_long = deadline, when_long
-        due = min(deadline, monotonic() + _LONG) if when_long else deadline
+    def _await(self, when_long: Callable[[], None] | None) -> None:
+        self._when_long = when_long
+        due = min(self._deadline, monotonic() + _LONG) if when_long else self._deadline
         self._batcher._alarm.set(self, due, asyncio.get_running_loop())
 
     def _await_no_longer(self) -> None:

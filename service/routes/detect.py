@@ -33,19 +33,19 @@ async def detect(request: Request, service: Service, by: DetectionPredictor) -> 
     deadline = monotonic() + patience(request, service.settings)
     caller = caller_of(request, service)
     query = await read_query(request, DetectionRules(rules_for(caller, service), by.detection), deadline)
-    with service.batcher.admit(len(query.images)) as admission:
+    with service.batcher.admit(len(query.images), deadline=deadline) as admission:
         take(caller, len(query.images), service)
         decoding = perf_counter()
         begun = (service.decoder.begin_sized(image.data, field=image.field) for image in query.images)
         watch = ClientWatch(request, admission)
         try:
-            pictures: list[Sized] = await admission.prepare(begun, deadline=deadline, when_long=watch.begin)
+            pictures: list[Sized] = await admission.prepare(begun, when_long=watch.begin)
             decoded = perf_counter()
             works = [
                 DetectionWork(by, picture, image.alpha, query.limits)
                 for picture, image in zip(pictures, query.images, strict=True)
             ]
-            outcomes = await admission.run(works, deadline=deadline, when_long=watch.begin)
+            outcomes = await admission.run(works, when_long=watch.begin)
         finally:
             watch.end()
     found = _within_limits(query, cast(list[DetectionOutcome], outcomes))

@@ -155,11 +155,11 @@ async def infer(request: Request) -> Response:
     query = await _read(request, body, service, rules, arrived + longest)
     decoded = perf_counter()
     deadline = arrived + min(query.timeout or longest, longest)
-    with service.batcher.admit(len(query.images)) as admission:
+    with service.batcher.admit(len(query.images), deadline=deadline) as admission:
         take(caller, len(query.images), service)
         watch = ClientWatch(request, admission)
         try:
-            rows = await admission.run(_works(query, service), deadline=deadline, when_long=watch.begin)
+            rows = await admission.run(_works(query, service), when_long=watch.begin)
         finally:
             watch.end()
     response = await answer(query, rows, service, caller, rules)

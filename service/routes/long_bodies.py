@@ -27,11 +27,11 @@ async def read_aside(read: Callable[[], Query], request: Request, service: Servi
         QueueFull, ShuttingDown: there is no place for it.
         DeadlineExceeded, ClientLeft: it is too late, or nobody waits; what has not begun is dropped.
     """
-    with service.batcher.admit(1) as admission:
+    with service.batcher.admit(1, deadline=deadline) as admission:
         watch = ClientWatch(request, admission)
         try:
             begun = [service.readers.submit(read)]
-            made: list[Query] = await admission.prepare(begun, deadline=deadline, when_long=watch.begin)
+            made: list[Query] = await admission.prepare(begun, when_long=watch.begin)
         finally:
             watch.end()
     return made[0]

@@ -59,7 +59,7 @@ async def predict(request: Request) -> Response:
     rules = rules_for(caller, service)
     query = await read_query(request, rules, deadline)
     explain = explainer(service) if query.explain else None
-    with service.batcher.admit(len(query.images)) as admission:
+    with service.batcher.admit(len(query.images), deadline=deadline) as admission:
         take(caller, len(query.images), service)
         if service.batcher.callers() > 1:
             await asyncio.sleep(0)  # until all who came are as far: one behind the other, decoding takes less
@@ -68,10 +68,10 @@ async def predict(request: Request) -> Response:
         wants: Wants = "explained" if explain else "score"
         watch = ClientWatch(request, admission)
         try:
-            pixels = await admission.prepare(begun, deadline=deadline, when_long=watch.begin)
+            pixels = await admission.prepare(begun, when_long=watch.begin)
             decoded = perf_counter()
             items = [Work(by, picture, image.knobs, wants) for picture, image in zip(pixels, query.images, strict=True)]
-            outcomes = await admission.run(items, deadline=deadline, when_long=watch.begin)
+            outcomes = await admission.run(items, when_long=watch.begin)
         finally:
             watch.end()
     if explain:

@@ -3,11 +3,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from service.batcher import DynamicBatcher, _Alarm
+from service.batcher import Admission, DynamicBatcher, _Alarm
 from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import REJECTION_REASONS, Metrics
 
@@ -58,8 +59,8 @@ async def make(echo: Echo, metrics: Metrics) -> AsyncIterator[Make]:
 
 
 async def ask(batcher: Batcher, *items: int, seconds: float = 10) -> list[str]:
-    with batcher.admit(len(items)) as admission:
-        return await admission.run(items, deadline=time.monotonic() + seconds)
+    with batcher.admit(len(items), deadline=time.monotonic() + seconds) as admission:
+        return await admission.run(items)
 
 
 async def ask_many(batcher: Batcher, *items: int) -> list[asyncio.Task[list[str]]]:
@@ -275,7 +276,7 @@ async def test_an_admission_tells_how_long_its_items_waited_and_ran(make: Make, 
     echo.gate.clear()
     loop.call_later(0.05, echo.gate.set)
     with batcher.admit(2) as admission:
-        await admission.run([1, 2], deadline=time.monotonic() + 5)
+        await admission.run([1, 2])
     waited, ran = admission.seconds
     assert waited >= 0.04
     assert ran >= 0.04
@@ -310,6 +311,173 @@ async def test_beyond_the_queue_admission_is_refused_at_once(make: Make, echo: E
     echo.gate.set()
     await asyncio.gather(*await_first, *waiting)
     assert await ask(batcher, 4) == ["item 4"]
+
+
+async def crowd(batcher: Batcher, *, seconds: float = 10) -> tuple[list[Any], list[QueueFull]]:
+    """Have more callers come than are served, each on its own; return what came of those admitted, and the refusals."""
+    tasks, refusals = [], []
+    for number in range(100):
+        try:
+            admission = batcher.admit(1, deadline=time.monotonic() + seconds)
+        except QueueFull as refusal:
+            refusals.append(refusal)
+        else:
+            tasks.append(asyncio.create_task(held(admission, number)))
+        await asyncio.sleep(0.005)
+    return await asyncio.gather(*tasks, return_exceptions=True), refusals
+
+
+async def held(admission: Admission[int, str], item: int, prepare: Any = None) -> list[str]:
+    with admission:
+        items = [item] if prepare is None else await admission.prepare([prepare(item)])
+        return await admission.run(items)
+
+
+async def test_who_would_be_answered_too_late_is_told_when_to_come_and_all_others_are_answered(make: Make) -> None:
+    def run(items: list[int]) -> list[str]:
+        time.sleep(0.02 * len(items))
+        return [f"item {item}" for item in items]
+
+    batcher = make(run, max_queue_size=1000)
+    await ask(batcher, 0)
+    outcomes, refusals = await crowd(batcher, seconds=0.4)  # twenty may wait; four times as many as are run come
+    late = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    assert len(refusals) > 40
+    assert len(outcomes) > 25  # fifty a second, for the half second in which they come and as long as one may wait
+    assert len(late) <= len(outcomes) / 10
+    assert "until the answer" in refusals[-1].message
+    assert {refusal.retry_after for refusal in refusals} == {1}
+    assert await ask(batcher, 1, seconds=0.1) == ["item 1"]
+
+
+async def test_the_time_until_the_answer_is_that_of_what_is_slowest(make: Make, echo: Echo) -> None:
+    """Runs take no time here, and what items are made of does: their threads let fifty through in a second."""
+    batcher, pool = make(echo, max_queue_size=1000), ThreadPoolExecutor(1)
+
+    def made(item: int) -> int:
+        time.sleep(0.02)
+        return item
+
+    def prepare(item: int) -> Future[int]:
+        return pool.submit(made, item)
+
+    outcomes: list[asyncio.Task[list[str]]] = []
+    for number in range(150):
+        with suppress(QueueFull):
+            admission = batcher.admit(1, deadline=time.monotonic() + 0.4)
+            outcomes.append(asyncio.create_task(held(admission, number, prepare)))
+        await asyncio.sleep(0.005)
+    late = [each for each in await asyncio.gather(*outcomes, return_exceptions=True) if isinstance(each, Exception)]
+    assert 25 < len(outcomes) < 75
+    assert len(late) <= len(outcomes) / 4  # the pace is learned from the first of them
+    pool.shutdown()
+
+
+async def test_the_seconds_to_wait_are_those_of_what_waits_or_as_long_as_the_run_has_lasted(make: Make) -> None:
+    gate = threading.Event()
+
+    def run(items: list[int]) -> list[str]:
+        time.sleep(0.1 * len(items))
+        gate.wait(10)
+        return [f"item {item}" for item in items]
+
+    gate.set()
+    batcher = make(run, max_queue_size=30)
+    await ask(batcher, 0, 1, 2, 3)
+    gate.clear()
+    waiting = [*await ask_many(batcher, 0), *await ask_many(batcher, *range(30))]
+    with pytest.raises(QueueFull) as refusal:
+        batcher.admit(1)
+    assert refusal.value.retry_after == 4  # 31 of a tenth of a second
+    started = batcher._running[0].started
+    batcher._running[0].started = started - 20
+    with pytest.raises(QueueFull) as refusal:
+        batcher.admit(1)
+    assert refusal.value.retry_after in {20, 21}
+    gate.set()
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_what_no_run_could_answer_in_time_is_not_run(make: Make, metrics: Metrics) -> None:
+    runs: list[list[int]] = []
+
+    def run(items: list[int]) -> list[str]:
+        runs.append(items)
+        time.sleep(0.1)
+        return [f"item {item}" for item in items]
+
+    batcher = make(run)
+    await ask(batcher, 0)
+    first = await ask_many(batcher, 1)
+    late = asyncio.create_task(ask(batcher, 2, 3, seconds=0.15))  # 0.08 of the first, and 0.1 of its own
+    await asyncio.sleep(0.01)
+    others = await ask_many(batcher, 4)
+    with pytest.raises(DeadlineExceeded):
+        await late
+    await asyncio.gather(*first, *others)
+    assert runs == [[0], [1], [4]]
+    assert total(metrics, "evenkeel_rejected_images_total", reason="deadline_exceeded") == 2
+
+
+async def test_a_run_that_was_slow_once_has_nobody_refused_without_a_try(make: Make) -> None:
+    pace = [0.2]
+
+    def run(items: list[int]) -> list[str]:
+        time.sleep(pace[0])
+        return [f"item {item}" for item in items]
+
+    batcher = make(run)
+    assert await ask(batcher, 0) == ["item 0"]
+    pace[0] = 0.001
+    assert await ask(batcher, 1, seconds=0.1) == ["item 1"]
+
+
+async def test_places_of_those_for_whom_nobody_waits_are_free(make: Make, echo: Echo, metrics: Metrics) -> None:
+    batcher = make()
+    echo.gate.clear()
+    first = await ask_many(batcher, 0)
+    expired = [asyncio.create_task(ask(batcher, item, seconds=0.2)) for item in range(8)]
+    await asyncio.gather(*expired, return_exceptions=True)
+    assert batcher.depth == 8
+    with batcher.admit(8):
+        pass
+    assert total(metrics, "evenkeel_queue_depth") == 0
+    echo.gate.set()
+    await asyncio.gather(*first)
+
+
+async def test_a_former_models_runs_tell_nothing_of_the_new_ones(make: Make) -> None:
+    """Items below 0 are a former model's, which takes no time; a run of the others would hold up the event loop."""
+    threads: list[bool] = []
+
+    def run(items: list[int]) -> list[str]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        time.sleep(0.02 if items[0] >= 0 else 0)
+        return [f"item {item}" for item in items]
+
+    batcher = make(run, brief=0.01)
+    batcher.counts = lambda item: item >= 0
+    for _ in range(30):
+        await ask(batcher, -1)
+        await ask(batcher, 1)
+    assert not any(threads)
+
+
+async def test_what_was_slow_once_is_forgotten_when_nobody_is_there(make: Make) -> None:
+    pace = [0.3]
+
+    def run(items: list[int]) -> list[str]:
+        time.sleep(pace[0])
+        return [f"item {item}" for item in items]
+
+    batcher = make(run)
+    await asyncio.gather(*await ask_many(batcher, *range(8)))
+    pace[0] = 0.001
+    assert await ask(batcher, 0) == ["item 0"]
+    for _ in range(3):
+        assert len(await asyncio.gather(*(ask(batcher, item, seconds=0.2) for item in range(8)))) == 8
 
 
 async def test_admission_is_all_or_nothing(make: Make) -> None:
@@ -354,7 +522,7 @@ async def test_whoever_left_is_skipped(make: Make, echo: Echo, metrics: Metrics)
     echo.gate.clear()
     first = await ask_many(batcher, 0)
     with batcher.admit(1) as admission:
-        left = asyncio.create_task(admission.run([1], deadline=time.monotonic() + 10))
+        left = asyncio.create_task(admission.run([1]))
         await asyncio.sleep(0.01)
         admission.abandon()
         with pytest.raises(ClientLeft):
@@ -400,7 +568,7 @@ async def test_closing_waits_for_places_whose_items_are_still_prepared(make: Mak
         closing = asyncio.create_task(batcher.close(5))
         await asyncio.sleep(0.01)
         assert not closing.done()
-        assert await admission.run([1], deadline=time.monotonic() + 5) == ["item 1"]
+        assert await admission.run([1]) == ["item 1"]
     await closing
 
 
@@ -461,18 +629,18 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_what_items_are_made_of_comes_in_order_at_once_or_from_threads(make: Make, workshop: Workshop) -> None:
     workshop.gate.set()
     with make().admit(4) as admission:
-        parts = await admission.prepare([1, workshop.begin(2), workshop.begin(3), 4], deadline=time.monotonic() + 10)
+        parts = await admission.prepare([1, workshop.begin(2), workshop.begin(3), 4])
     assert parts == [1, 2, 3, 4]
     with make().admit(1) as admission:
-        assert await admission.prepare([workshop.begin(5)], deadline=time.monotonic() + 10) == [5]
+        assert await admission.prepare([workshop.begin(5)]) == [5]
 
 
 async def test_at_the_deadline_what_has_not_begun_is_dropped_and_what_has_holds_its_place(
     make: Make, workshop: Workshop, metrics: Metrics
 ) -> None:
     batcher = make()
-    with pytest.raises(DeadlineExceeded), batcher.admit(3) as admission:
-        await admission.prepare(map(workshop.begin, range(3)), deadline=time.monotonic() + 0.05)
+    with pytest.raises(DeadlineExceeded), batcher.admit(3, deadline=time.monotonic() + 0.05) as admission:
+        await admission.prepare(map(workshop.begin, range(3)))
     assert total(metrics, "evenkeel_rejected_images_total", reason="deadline_exceeded") == 3
     assert batcher.depth == 1
     closing = asyncio.create_task(batcher.close(5))
@@ -489,9 +657,8 @@ async def test_who_leaves_while_its_items_are_prepared_costs_nothing_more(
 ) -> None:
     batcher, long = make(), asyncio.Event()
     with pytest.raises(ClientLeft), batcher.admit(3) as admission:
-        deadline = time.monotonic() + 10
         left: asyncio.Task[list[int]] = asyncio.create_task(
-            admission.prepare(map(workshop.begin, range(3)), deadline=deadline, when_long=long.set)
+            admission.prepare(map(workshop.begin, range(3)), when_long=long.set)
         )
         await long.wait()
         for _ in range(2):
@@ -511,7 +678,7 @@ async def test_whom_the_shutdown_cancels_counts_as_such_and_not_as_having_left(
 
     async def prepare() -> None:
         with batcher.admit(3) as admission:
-            await admission.prepare(map(workshop.begin, range(3)), deadline=time.monotonic() + 10)
+            await admission.prepare(map(workshop.begin, range(3)))
 
     echo.gate.clear()
     tasks = [*await ask_many(batcher, 1, 2), asyncio.create_task(prepare())]
@@ -532,8 +699,9 @@ async def test_between_parts_that_are_made_at_once_others_have_their_turn_and_th
         time.sleep(0.01)
         return part
 
-    with pytest.raises(DeadlineExceeded), make(max_queue_size=1000).admit(1000) as admission:
-        await admission.prepare(map(slowly, range(1000)), deadline=time.monotonic() + 0.05)
+    batcher, deadline = make(max_queue_size=1000), time.monotonic() + 0.05
+    with pytest.raises(DeadlineExceeded), batcher.admit(1000, deadline=deadline) as admission:
+        await admission.prepare(map(slowly, range(1000)))
     assert 1 < len(begun) < 100
 
 
@@ -541,7 +709,7 @@ async def test_a_part_that_fails_spares_those_behind_it(make: Make, workshop: Wo
     batcher = make()
     asyncio.get_running_loop().call_later(0.02, workshop.gate.set)
     with pytest.raises(ZeroDivisionError), batcher.admit(1) as admission:
-        await admission.prepare([workshop.begin(-1)], deadline=time.monotonic() + 10)
+        await admission.prepare([workshop.begin(-1)])
 
     def breaks(part: int) -> Future[int]:
         if part == 2:
@@ -550,7 +718,7 @@ async def test_a_part_that_fails_spares_those_behind_it(make: Make, workshop: Wo
 
     workshop.gate.clear()
     with pytest.raises(ZeroDivisionError), batcher.admit(4) as admission:
-        await admission.prepare(map(breaks, range(4)), deadline=time.monotonic() + 10)
+        await admission.prepare(map(breaks, range(4)))
     workshop.gate.set()
     await until(lambda: batcher.depth == 0)
     assert 1 not in workshop.begun
