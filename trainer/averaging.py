@@ -29,5 +29,5 @@ class WeightAverage:
         torch._foreach_lerp_(list(self.state.values()), list(self._weights.values()), 1 - decay)
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go back to a saved average."""
-        self.state = {name: state[name].to(tensor) for name, tensor in self.state.items()}
+        """Go back to a saved average, laid out in memory as the weights are: all of it is updated at once then."""
+        self.state = {name: torch.empty_like(tensor).copy_(state[name]) for name, tensor in self.state.items()}

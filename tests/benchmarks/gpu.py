@@ -2,9 +2,9 @@
 
 ResNeXt-50 32x4d in fp16. Batched requests are 32 pictures as a UINT8 tensor through `/v2/.../infer`; single pictures
 are JPEGs of about 500x375 through `/predict`, held against decoding alone on all cores too. Raw is the same model
-without a server, with pictures copied to the GPU and logits back, in the fastest of several ways, of which one runs two
-batches at once as the service does; on device is without the copies. Clients are processes of their own. What counts
-most comes first: a survey of the provider's options comes last.
+without a server, with pictures copied to the GPU and logits back, in the fastest of several ways, of which some run two
+batches at once as the service does, before the batched requests or after them; on device is without the copies. Clients
+are processes of their own. What counts most comes first: a survey of the provider's options comes last.
 
 python -m tests.benchmarks.gpu FOLDER                          # this part by itself, with its log on stderr
 python -m tests.benchmarks.gpu FOLDER --provider cpu --small   # whether it runs at all
@@ -90,10 +90,10 @@ def measure(workplace: Workplace, plan: Plan, results: Path) -> list[Figure]:
     for old in (lines, results / "survey.jsonl"):
         old.unlink(missing_ok=True)
     figures = [Figure(PART, "measured on", None, note=where)]
-    figures += _part("raw fp16", lambda: _raw(heavy, "fp16", plan, lines, short=True))
+    _part("raw fp16", lambda: _raw(heavy, "fp16", plan, lines, short=True))
+    figures += _part("batches", lambda: _batches(heavy, plan, workplace, lines))
     raw = raw_rate(_read(lines))
     _say(f"raw {raw:,.0f} images/s")
-    figures += _part("batches", lambda: _batches(heavy, plan, workplace, raw))
     figures += _part("single JPEGs", lambda: _jpegs(heavy, plan, workplace, raw))
     figures += _part("one run at a time", lambda: _one_at_a_time(heavy, plan, workplace, raw))
     figures += _part("parity and sizes", lambda: _parity(heavy, plan))
@@ -129,7 +129,11 @@ def _raw(bundle: Bundle, precision: str, plan: Plan, lines: Path, *, short: bool
         problem = f" ({error})"
     found = [line for line in _read(lines) if line["precision"] == precision]
     kind = "raw" if short else "survey"
-    figures = [raw_figure(f"{kind} {precision}, {line['what']}", line) for line in found]
+    again = [line["what"] in {other["what"] for other in found[:place]} for place, line in enumerate(found)]
+    figures = [
+        raw_figure(f"{kind} {precision}, {line['what']}{', again' * twice}", line)
+        for line, twice in zip(found, again, strict=True)
+    ]
     return figures if figures else [Figure(PART, f"{kind} {precision}", None, note=f"nothing was measured{problem}")]
 
 
@@ -152,7 +156,7 @@ def raw_figure(what: str, line: Mapping[str, Any]) -> Figure:
 
 def raw_rate(lines: Lines) -> float:
     """Return the images/s of the fastest way to run the model as it is served, copies and all; 0: none ran."""
-    ways = (f"bound, {BATCH}", f"feeds, {BATCH}", f"copied, {BATCH}", f"bound, {BATCH}, 2 threads")
+    ways = (f"{way}, {BATCH}{threads}" for way in ("bound", "feeds", "copied") for threads in ("", ", 2 threads"))
     return max(_rate_of(lines, f"as served: {way}") for way in ways)
 
 
@@ -172,17 +176,19 @@ def _one_at_a_time(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float)
     return [start, _over_http("binary batches, one run at a time, 4 clients", found, raw, None)]
 
 
-def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
-    """Send batched requests to one process of the service, then to two."""
-    figures = []
+def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, lines: Path) -> list[Figure]:
+    """Send batched requests to one process of the service, then to two; raw is what was faster, before or after."""
+    loads = []
     with _services(bundle, 2, plan, workplace) as servers:
         ports = [server.port for server in servers]
         for count, clients in ((1, 4), (1, 3), (1, 6), (2, 8)):
             found = load(ports[:count], _tensors(bundle), processes=clients, connections=clients, seconds=plan.seconds)
             what = f"binary batches, {count} process{'es' * (count > 1)}, {clients} clients"
-            figures.append(_over_http(what, found, raw, at_least(0.9) if (count, clients) == (1, 4) else None))
+            loads.append((what, found, at_least(0.9) if (count, clients) == (1, 4) else None))
         _say(_busy(servers[0]))
-    return figures
+    figures = _raw(bundle, "fp16", plan, lines, short=True)  # all lines of the file: before, and now again
+    raw = raw_rate(_read(lines))
+    return figures + [_over_http(what, found, raw, goal) for what, found, goal in loads]
 
 
 def _jpegs(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:

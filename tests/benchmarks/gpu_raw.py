@@ -39,6 +39,9 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
 _WHOLLY = ("as served", "nhwc")
 """With which all ways are compared."""
 
+_WARM = 2.0
+"""Seconds after which a device is at its pace: some tenths of a second give less, the first ways most of all."""
+
 Once = Callable[[], object]
 
 
@@ -140,26 +143,28 @@ def _gap(parity: Parity, name: str, output: NDArray[np.float32], count: int) -> 
     return float(np.abs(output[:count] - getattr(parity, name)[:count]).max())
 
 
-def rate(once: Once, size: int, seconds: float, threads: int = 1) -> float:
-    """Return images/s: the median of three stretches, after two runs that warm up."""
-    once(), once()
-    return statistics.median(_stretch(once, size, seconds, threads) for _ in range(3))
+def rate(way: Callable[[int], Once], size: int, seconds: float, threads: int = 1) -> float:
+    """Return images/s of so many threads, each with buffers of its own: the median of three stretches, once warm."""
+    ways = [way(size) for _ in range(threads)]
+    for once in ways:
+        once(), once()
+    return statistics.median(_stretch(ways, size, seconds) for _ in range(3))
 
 
-def _stretch(once: Once, size: int, seconds: float, threads: int) -> float:
+def _stretch(ways: Sequence[Once], size: int, seconds: float) -> float:
     begin = time.perf_counter()
 
-    def work() -> int:
+    def work(once: Once) -> int:
         done = 0
         while time.perf_counter() - begin < seconds:
             once()
             done += size
         return done
 
-    if threads == 1:
-        return work() / (time.perf_counter() - begin)
-    with ThreadPoolExecutor(threads) as pool:
-        images = sum(future.result() for future in [pool.submit(work) for _ in range(threads)])
+    if len(ways) == 1:
+        return work(ways[0]) / (time.perf_counter() - begin)
+    with ThreadPoolExecutor(len(ways)) as pool:
+        images = sum(pool.map(work, ways))
     return images / (time.perf_counter() - begin)
 
 
@@ -199,6 +204,7 @@ def measure(bundle: Bundle, book: Book, precision: str, provider: Provider, seco
             begin = time.perf_counter()
             found: Any = raw.bound(BATCH)()
             first = time.perf_counter() - begin
+            _stretch([raw.bound(BATCH)], BATCH, _WARM)
             return {"load": raw.seconds_to_load, "first run": first, "gap": raw.gap(found)}
 
         book.note(f"{name}: start", opened)
@@ -219,8 +225,9 @@ def _ways(raw: Raw, book: Book, name: str, seconds: float) -> None:
     ways = {"on device": raw.on_device, "bound": raw.bound, "feeds": raw.feeds, "copied": raw.copied}
     for what, way in ways.items():
         book.note(f"{name}: {what}, {BATCH}", partial(_images, way, BATCH, seconds))
-    book.note(f"{name}: bound, {BATCH}, 2 threads", partial(_images, raw.bound, BATCH, seconds, 2))
-    book.note(f"{name}: lone, 1", lambda: {"ms": 1e3 / rate(raw.bound(1), 1, seconds)})
+    for what in ("bound", "copied"):
+        book.note(f"{name}: {what}, {BATCH}, 2 threads", partial(_images, ways[what], BATCH, seconds, 2))
+    book.note(f"{name}: lone, 1", lambda: {"ms": 1e3 / rate(raw.bound, 1, seconds)})
 
 
 def _sizes(raw: Raw, book: Book, name: str, seconds: float, *, everything: bool) -> None:
@@ -235,13 +242,13 @@ def _sizes(raw: Raw, book: Book, name: str, seconds: float, *, everything: bool)
 
 
 def _images(way: Callable[[int], Once], size: int, seconds: float, threads: int = 1) -> dict[str, Any]:
-    return {"images/s": rate(way(size), size, seconds, threads), "size": size}
+    return {"images/s": rate(way, size, seconds, threads), "size": size}
 
 
 def _in_turn(raw: Raw, seconds: float) -> dict[str, Any]:
     """Tell what a change of the batch's size costs beside the runs themselves."""
     ways = {size: raw.bound(size) for size in (1, BATCH // 2, BATCH)}
-    alone = {size: size / rate(once, size, seconds) for size, once in ways.items()}
+    alone = {size: size / rate(raw.bound, size, seconds) for size in ways}
     found = []
     for _, size in zip(range(24), cycle(ways), strict=False):
         begin = time.perf_counter()
@@ -259,7 +266,7 @@ def _graph(bundle: Bundle, precision: str, options: Mapping[str, str], seconds: 
     once = raw.copied(BATCH)
     once(), once()
     gap = raw.gap(once())
-    return {"images/s": rate(once, BATCH, seconds), "on device": rate(raw.on_device(BATCH), BATCH, seconds), "gap": gap}
+    return {"images/s": rate(lambda _: once, BATCH, seconds), "gap": gap}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -36,7 +36,7 @@ def _batches(pixels: Pixels) -> Iterator[Batch]:
 
 
 def count(settings: list[str], seconds: float, device_name: str) -> None:
-    """Print a line once warm, wait for one, and print images/s over so many seconds."""
+    """Print after how many seconds it is warm, wait for a line, and print images/s over so many seconds."""
     recipe, device = load_recipe("cifar100_lt_strong", settings), choose_device(device_name)
     splits = load_splits(recipe)
     began = time.monotonic()
@@ -52,7 +52,7 @@ def count(settings: list[str], seconds: float, device_name: str) -> None:
             continue
         if not until:
             _settle(device)
-            print(f"warm after {time.monotonic() - began:.1f} s", flush=True)
+            print(time.monotonic() - began, flush=True)
             sys.stdin.readline()
             begin = time.monotonic()
             until = begin + seconds
@@ -89,13 +89,13 @@ def main() -> None:
             command += [part for setting in (*WAYS[way], *asked.set) for part in ("--set", setting)]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             running = [subprocess.Popen(command, **pipes) for _ in range(at_once)]  # type: ignore[call-overload]
-            warm = [one.stdout.readline().strip() for one in running]
+            warm = [float(one.stdout.readline() or "nan") for one in running]
             for one in running:
                 one.stdin.write("go\n")
                 one.stdin.flush()
             rates = [float(one.communicate()[0] or "nan") for one in running]
-            found = {"way": way, "at_once": at_once, "images_per_second": round(sum(rates)), "slowest_warm": max(warm)}
-            print(json.dumps(found), flush=True)
+            found = {"way": way, "at_once": at_once, "images_per_second": round(sum(rates))}
+            print(json.dumps(found | {"seconds_until_warm": round(max(warm), 1)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Decoding and ONNX Runtime in full batches without a server; prints images/s. A process of its own (`heavy_model`).
+"""Decoding and ONNX Runtime in full batches without a server, in both ways that one would write it: images/s of each.
 
 python -m tests.benchmarks.no_server BUNDLE BATCH SECONDS PICTURE...
+
+Overlapped: the next batch is decoded in threads while the model runs on the one before. Serial: decoded, then run. A
+process of its own (`heavy_model`).
 """
 
 import asyncio
@@ -19,26 +22,40 @@ from service.model import OnnxModel
 from tests.decoding import decode
 
 
-async def images_per_second(bundle: Path, batch: int, seconds: float, files: list[Path]) -> float:
-    """Decode the next batch in threads while the model runs on the one before."""
-    model = OnnxModel(read_bundle(bundle), provider="cpu", max_batch_size=batch)
-    decoder = ImageDecoder(model.manifest.input, max_pixels=40_000_000, threads=available_cores())
-    pictures = cycle([file.read_bytes() for file in files])
+class NoServer:
+    """Decodes and runs pictures, over and over."""
 
-    async def decoded() -> Sequence[Pixels]:
-        return await asyncio.gather(*(decode(decoder, data) for data in islice(pictures, batch)))
+    def __init__(self, bundle: Path, batch: int, files: list[Path]) -> None:
+        self._model = OnnxModel(read_bundle(bundle), provider="cpu", max_batch_size=batch)
+        self._decoder = ImageDecoder(self._model.manifest.input, max_pixels=40_000_000, threads=available_cores())
+        self._pictures = cycle([file.read_bytes() for file in files])
+        self._batch = batch
 
-    coming, done, begin = asyncio.create_task(decoded()), 0, perf_counter()
-    while perf_counter() - begin < seconds:
-        images = np.stack(await coming)
-        coming = asyncio.create_task(decoded())
-        await asyncio.to_thread(model.branches, images)
-        done += batch
-    rate = done / (perf_counter() - begin)
-    await coming
-    return rate
+    async def overlapped(self, seconds: float) -> float:
+        """Return the images/s."""
+        coming, done, begin = asyncio.create_task(self._decoded()), 0, perf_counter()
+        while perf_counter() - begin < seconds:
+            images = np.stack(await coming)
+            coming = asyncio.create_task(self._decoded())
+            await asyncio.to_thread(self._model.branches, images)
+            done += self._batch
+        rate = done / (perf_counter() - begin)
+        await coming
+        return rate
+
+    async def serial(self, seconds: float) -> float:
+        """Return the images/s."""
+        done, begin = 0, perf_counter()
+        while perf_counter() - begin < seconds:
+            self._model.branches(np.stack(await self._decoded()))
+            done += self._batch
+        return done / (perf_counter() - begin)
+
+    async def _decoded(self) -> Sequence[Pixels]:
+        return await asyncio.gather(*(decode(self._decoder, data) for data in islice(self._pictures, self._batch)))
 
 
 if __name__ == "__main__":
     folder, size, duration, *names = sys.argv[1:]
-    print(asyncio.run(images_per_second(Path(folder), int(size), float(duration), [Path(name) for name in names])))
+    alone = NoServer(Path(folder), int(size), [Path(name) for name in names])
+    print(*(asyncio.run(way(float(duration))) for way in (alone.overlapped, alone.serial)))

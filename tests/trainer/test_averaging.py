@@ -44,3 +44,12 @@ def test_a_saved_average_goes_on_where_it_was() -> None:
     for average in (one, other):
         average.update(1)
     assert all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
+
+
+def test_a_saved_average_is_laid_out_in_memory_as_the_weights_are() -> None:
+    model = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    average = WeightAverage(model, 0.9)
+    saved = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in average.state.items()}
+    average.load(saved)
+    assert average.state["weight"].stride() == model.weight.stride() != saved["weight"].stride()
+    assert torch.equal(average.state["weight"], saved["weight"])
