@@ -2,13 +2,20 @@
 
 Everything that can be refused is refused before the port opens, in one line, with exit status 2. SIGTERM first
 turns readiness off, then waits, then closes the door, answers what was accepted, and exits with 0.
+Before it serves it exits at once.
 """
+
+import sys
+
+from service.ending import early
+
+if __name__ == "__main__" and sys.argv[1:2] == ["serve"]:
+    early.hear()  # before what is imported below, which takes a second
 
 import gc
 import logging
 import signal
 import socket
-import sys
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -74,6 +81,7 @@ def serve(  # noqa: PLR0917 - typer needs them so
     ] = None,
 ) -> None:
     """Serve a bundle over HTTP. Every other setting is an environment variable, EVENKEEL_*."""
+    early.hear()
     given = {"host": host, "port": port, "provider": provider, "threads": threads, "log_level": log_level}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
@@ -114,14 +122,12 @@ def triton(
 class DrainingServer(uvicorn.Server):
     """On SIGTERM stops being ready at once and stops accepting after a delay; on SIGINT stops accepting at once.
 
-    On SIGHUP the bundle is read again.
+    On SIGHUP the bundle is read again, once it serves.
     """
 
     def __init__(self, config: uvicorn.Config, app: FrontDoor) -> None:
         super().__init__(config)
         self._app = app
-        self._had_terminal = _has_terminal()
-        self._hung_up = False
         self._closes_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -133,13 +139,15 @@ class DrainingServer(uvicorn.Server):
 
     def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
         """Have the bundle read again, on the event loop; end if it is the terminal that was closed."""
-        if self._had_terminal and not _has_terminal():
+        if early.lost_terminal():
             self.handle_exit(signal.SIGTERM, frame)
         else:
-            self._hung_up = True
+            early.hung_up = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the shutdown; a second signal shortens the wait, a further SIGINT ends it."""
+        if not self.started:
+            early.end(sig, frame)
         self._app.service.readiness.end()
         if sig == signal.SIGTERM and self._closes_at is None:
             self._closes_at = monotonic() + self._app.service.settings.drain_delay
@@ -155,8 +163,8 @@ class DrainingServer(uvicorn.Server):
         if counter % _TICKS_A_SECOND == 0:
             for connection in list(self.server_state.connections):
                 cast(Connection, connection).look(monotonic(), self._app.service.settings.request_timeout)
-        if self._hung_up and self._app.reloader:
-            self._hung_up = False
+        if early.hung_up and self._app.reloader:
+            early.hung_up = False
             self._app.reloader.request()
         return await super().on_tick(counter)
 
@@ -193,14 +201,6 @@ def _setting_problem(location: tuple[int | str, ...], message: str) -> str:
     name = "_".join(str(part) for part in location)
     prefix = f"EVENKEEL_{name.upper()}: " if name else ""
     return prefix + message.removeprefix("Value error, ")
-
-
-def _has_terminal() -> bool:
-    try:
-        with Path("/dev/tty").open("rb", buffering=0):
-            return True
-    except OSError:
-        return False
 
 
 def _refuse(reason: str) -> NoReturn:

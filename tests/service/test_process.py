@@ -4,6 +4,7 @@ import errno
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -249,6 +250,95 @@ def refusal(*arguments: str) -> str:
     line, end = result.stderr.split("\n")
     assert end == ""
     return line.removeprefix("evenkeel does not start: ")
+
+
+LOADING = """
+import sys, time
+from service import __main__ as program
+
+load, program.early.hung_up = program.load_bundle, False
+
+def slowly(bundle, settings, version):
+    if not version:
+        print("loading", file=sys.stderr, flush=True)
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not program.early.hung_up:
+            time.sleep(0.01)
+    return load(bundle, settings, version)
+
+program.load_bundle = slowly
+sys.argv[1:] = ["serve", sys.argv[1], "--provider", "cpu", "--port", "0"]
+program.main()
+"""
+
+IMPORTING = """
+import sys, time
+print("importing", file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def starting(command: list[str], log: Path, sign: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process, and wait until its log has a sign of how far it is."""
+    with log.open("wb") as sink:
+        process = subprocess.Popen([sys.executable, *command], stderr=sink)
+    try:
+        wait_for(log, sign)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(log: Path, sign: str) -> None:
+    deadline = time.monotonic() + 30
+    while sign not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_bundle_is_loaded_ends_the_process_with_a_line(
+    bundle: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with starting(["-c", LOADING, str(bundle)], tmp_path / "log", "loading") as process:
+        process.send_signal(number)
+        assert process.wait(10) == 0
+    assert f"{number.name} came before the service had started: it ends" in (tmp_path / "log").read_text()
+
+
+def test_a_signal_while_modules_are_imported_ends_the_process_with_a_line(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "typer.py").write_text(IMPORTING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}")
+    with starting(["-m", "service", "serve", str(bundle)], tmp_path / "log", "importing") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert "SIGTERM came before the service had started: it ends" in (tmp_path / "log").read_text()
+
+
+def test_a_hangup_while_the_bundle_is_loaded_has_it_read_again_once_it_serves(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENKEEL_DATABASE_URL", f"sqlite:///{tmp_path / 'kept.sqlite'}")
+    with starting(["-c", LOADING, str(bundle)], tmp_path / "log", "loading") as process:
+        process.send_signal(signal.SIGHUP)
+        wait_for(tmp_path / "log", "the bundle is still")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_the_first_process_of_a_container_hears_sigterm_while_it_starts(bundle: Path, tmp_path: Path) -> None:
+    first = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*first, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a namespace of processes is not to be had here")
+    script = f"import os; os.execvp({first[0]!r}, {[*first, sys.executable, '-c', LOADING, str(bundle)]!r})"
+    with starting(["-c", script], tmp_path / "log", "loading") as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        os.kill(int(children), signal.SIGTERM)
+        assert process.wait(10) == 0
 
 
 def test_a_port_in_use_is_refused_before_the_bundle_is_read() -> None:
