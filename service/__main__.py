@@ -1,17 +1,18 @@
 """The command line: `python -m service serve BUNDLE`.
 
 Everything that can be refused is refused before the port opens, in one line, with exit status 2. SIGTERM first
-turns readiness off, then waits, then closes the door, answers what was accepted, and exits with 0.
-Before it serves it exits at once.
+turns readiness off, then waits, then closes the door, answers what was accepted, and exits with 0: whatever hangs, at
+most `service.app.LONGEST_END` seconds after `drain_delay` and `shutdown_timeout`. Before it serves it exits at once.
 """
 
 import sys
 
-from service.ending import early
+from service.ending import early, leave
 
 if __name__ == "__main__" and sys.argv[1:2] == ["serve"]:
     early.hear()  # before what is imported below, which takes a second
 
+import asyncio
 import gc
 import logging
 import signal
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 _TICKS_A_SECOND = 10
 """How often the server calls `on_tick`."""
+
+_LAST_WORDS = 0.5
+"""Seconds for the answers to requests that were cut short."""
 
 _TIDY = 10.0
 """Seconds between looks for memory that is free."""
@@ -122,13 +126,25 @@ def triton(
 class DrainingServer(uvicorn.Server):
     """On SIGTERM stops being ready at once and stops accepting after a delay; on SIGINT stops accepting at once.
 
-    On SIGHUP the bundle is read again, once it serves.
+    On SIGHUP the bundle is read again, once it serves. When it has ended, so has the process.
     """
 
     def __init__(self, config: uvicorn.Config, app: FrontDoor) -> None:
         super().__init__(config)
         self._app = app
         self._closes_at: float | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal ends it, and the process with it."""
+        await super().serve(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS)
+        leave()  # from here: whoever runs this coroutine would wait for the threads of its loop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the door and answer what was accepted, in the time that there is for it."""
+        self._app.answers_until = monotonic() + self._app.service.settings.shutdown_timeout
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say where, as uvicorn does for sockets of its own only."""

@@ -4,11 +4,13 @@ Importing it does nothing; creating an app opens nothing. The model is loaded, w
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 from service.batcher import DynamicBatcher
@@ -41,9 +43,11 @@ from service.routes.answers import AnswerWriter
 from service.routes.context import Readiness, Service
 from service.routes.rules import Rules
 from service.settings import Settings
-from service.threads import Threads
+from service.threads import Threads, in_a_thread_of_its_own
 from service.tracing import Tracing
 from service.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 _NOTHING = Exhibits()
 
@@ -57,7 +61,14 @@ READERS = 2
 """Long bodies that are read at a time. They share one interpreter; but none waits for the end of the longest."""
 
 _LAST_WRITE = 6.0
-"""Seconds that the last write may take: a little more than a database may."""
+"""Seconds that the last write and the last spans may take: a little more than a database may."""
+
+_CLOSING = 1.0
+"""Seconds that the database's files may then take to close."""
+
+LONGEST_END = 10.0
+"""Seconds after drain_delay and shutdown_timeout in which a process has ended that serves the app, whatever hangs: for
+the last write, closing, the answers of what was cut short, and a timeout of less than a second."""
 
 
 def create_app(
@@ -95,12 +106,11 @@ def create_app(
             for task in tasks:
                 task.cancel()
             app.service.readiness.end()
-            await app.service.batcher.close(settings.shutdown_timeout)
+            answers_until = app.answers_until or monotonic() + settings.shutdown_timeout
+            await app.service.batcher.close(max(0.0, answers_until - monotonic()))
             app.service.decoder.close()
             app.service.readers.close()
-            await asyncio.to_thread(app.service.keeping.end, _LAST_WRITE)
-            if app.tracing:
-                await asyncio.to_thread(app.tracing.close)
+            await _let_go(app)
 
     app = FrontDoor(
         title="evenkeel",
@@ -134,6 +144,18 @@ def create_app(
         routes |= {route.path for route in part.router.routes}
     app.counted_routes = frozenset(routes)
     return app
+
+
+async def _let_go(app: FrontDoor) -> None:
+    """Write what waits to the database and send what waits to the collector; who hangs is left to itself."""
+    ends = [in_a_thread_of_its_own(app.service.keeping.end, _LAST_WRITE)]
+    if app.tracing:
+        ends.append(in_a_thread_of_its_own(app.tracing.close, _LAST_WRITE))
+    try:
+        async with asyncio.timeout(_LAST_WRITE + _CLOSING):
+            await asyncio.gather(*ends)
+    except TimeoutError:
+        logger.error("the database has not closed in %g s: it is left as it is", _LAST_WRITE + _CLOSING)
 
 
 async def _welcome_once_clients_are_known(service: Service) -> None:

@@ -16,10 +16,12 @@ class Background:
         name: of the thread, and in the log.
         interval: seconds from the end of one time to the beginning of the next.
         work: what to do.
+        at_the_end: do it once more when it is stopped.
     """
 
-    def __init__(self, name: str, interval: float, work: Callable[[], None]) -> None:
+    def __init__(self, name: str, interval: float, work: Callable[[], None], *, at_the_end: bool = False) -> None:
         self._name, self._interval, self._work = name, interval, work
+        self._at_the_end = at_the_end
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._failing = False
@@ -28,11 +30,14 @@ class Background:
         """Begin."""
         self._thread.start()
 
-    def stop(self, timeout: float) -> None:
-        """End, after what is under way; wait at most so many seconds for it."""
+    def stop(self) -> None:
+        """End soon, after what is under way."""
         self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+
+    def join(self, timeout: float) -> bool:
+        """Return whether it has ended, after at most so many seconds."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def once(self) -> None:
         """Do the work now, in the caller's thread."""
@@ -51,4 +56,6 @@ class Background:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval):
+            self.once()
+        if self._at_the_end:
             self.once()

@@ -43,6 +43,7 @@ class FrontDoor(FastAPI):
         tracing: where spans go; None: there are none.
         logs_access: log a line for each request.
         reloader: what takes a new bundle over; None: nothing does.
+        answers_until: when, by `time.monotonic`, a server that ends has no more time for answers; None: it goes on.
     """
 
     service: Service
@@ -50,6 +51,7 @@ class FrontDoor(FastAPI):
     tracing: Tracing | None = None
     logs_access: bool = False
     reloader: Reloader | None = None
+    answers_until: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

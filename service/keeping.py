@@ -5,6 +5,7 @@ It starts without a database and goes on without one: requests are judged by the
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 from service.background import Background
 from service.callers import Callers
@@ -78,7 +79,7 @@ class Keeping:
         self._prepared_for: tuple[str, int] | None = None
         self._threads = [
             Background("reading policies", _LOOK, self.refresh),
-            Background("writing predictions", _WRITE, self._write),
+            Background("writing predictions", _WRITE, self._write, at_the_end=True),
             Background("forgetting old predictions", _PRUNE, self._prune),
         ]
         if settings.recommend_interval:
@@ -91,15 +92,22 @@ class Keeping:
             thread.start()
 
     def end(self, timeout: float) -> None:
-        """Write what waits, if the database is there, and stop the threads."""
+        """Write what waits, if the database is there, and stop the threads; say in the log what was not written.
+
+        Args:
+            timeout: seconds that all threads together may take; one that hangs for longer is left to itself.
+        """
+        deadline = monotonic() + timeout
         for thread in self._threads:
-            thread.stop(timeout)
-        if self._prepared:
-            self._threads[1].once()
+            thread.stop()
+        have_ended = [thread.join(max(0.0, deadline - monotonic())) for thread in self._threads]
+        if lost := self.recorder.waiting:
+            logger.error("%d predictions could not be written to the database and are lost", lost)
         for executor in (self.executor, self._feedback_executor):
             executor.shutdown(wait=False, cancel_futures=True)
         self.studies.close()
-        self.database.close()
+        if all(have_ended):
+            self.database.close()
 
     def refresh(self) -> None:
         """Take over changed policies; the first time, and when the tables were lost, bring them up to date before.

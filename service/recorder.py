@@ -85,7 +85,12 @@ class Recorder:
         self._notes: deque[_Note] = deque()
         self._ready: list[KeptPrediction] = []
         self._writing = threading.Lock()
-        metrics.store_waiting.set_function(lambda: len(self._notes) + len(self._ready))
+        metrics.store_waiting.set_function(lambda: self.waiting)
+
+    @property
+    def waiting(self) -> int:
+        """How many predictions are noted and not written."""
+        return len(self._notes) + len(self._ready)
 
     def note(
         self,
@@ -105,7 +110,7 @@ class Recorder:
             return identifier
         if self._bucket.take(1, time.monotonic()):
             self._metrics.store_skipped.inc()
-        elif len(self._notes) + len(self._ready) >= self._max_waiting:
+        elif self.waiting >= self._max_waiting:
             self._metrics.store_dropped.inc()
         else:
             self._notes.append(

@@ -15,6 +15,7 @@ from service.detector import Detector
 from service.exhibits import Exhibits
 from service.metrics import Metrics
 from service.model import Model
+from service.threads import in_a_thread_of_its_own
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Reloader:
 
     async def _reload(self) -> None:
         try:
-            loaded = await asyncio.to_thread(self._load, self._version)
+            loaded = await in_a_thread_of_its_own(self._load, self._version)
         except Exception as error:  # whatever it is, the old one serves
             logger.error("the bundle is refused, and %s stays: %s", self._version, error)
             self._metrics.reloads.labels("refused").inc()

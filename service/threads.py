@@ -1,5 +1,7 @@
-"""A pool of threads whose work can be dropped. It knows nothing of what the work is."""
+"""Threads for work that can be dropped, and for work that may hang. It knows nothing of what the work is."""
 
+import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -32,8 +34,28 @@ class Threads:
         return work
 
     def close(self) -> None:
-        """Drop what has not begun, and wait for the rest."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Drop what has not begun; what has goes on to its end, and nobody waits for it."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def in_a_thread_of_its_own(
+    call: Callable[Arguments, Result], /, *arguments: Arguments.args, **named: Arguments.kwargs
+) -> Result:
+    """Return what a call gives that may hang: it takes no place in a pool, and keeps no process from ending.
+
+    Who gives up waiting leaves the call to itself.
+    """
+    work: Future[Result] = Future()
+    work.set_running_or_notify_cancel()  # from here on it cannot be cancelled, and so always be given its result
+
+    def run() -> None:
+        try:
+            work.set_result(call(*arguments, **named))
+        except BaseException as error:
+            work.set_exception(error)
+
+    threading.Thread(target=run, name=getattr(call, "__name__", "call"), daemon=True).start()
+    return await asyncio.wrap_future(work)
 
 
 def _make(held: list[partial[Result]]) -> Result:

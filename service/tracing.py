@@ -4,11 +4,15 @@ What is sampled, how spans are batched and which headers go to the collector is 
 variables (OTEL_*) to say. It knows no route.
 """
 
+import logging
+import threading
 import time
 from importlib.metadata import version
 from typing import Any
 
 from service.telemetry import Exchange, Times, Trace
+
+logger = logging.getLogger(__name__)
 
 
 class TracingUnavailable(Exception):  # noqa: N818 - as all domain errors here
@@ -83,6 +87,10 @@ class Tracing:
         )
         return api.set_span_in_context(api.NonRecordingSpan(parent))
 
-    def close(self) -> None:
-        """Send what waits, and stop."""
-        self._provider.shutdown()
+    def close(self, timeout: float) -> None:
+        """Send what waits, and stop; what the collector has not taken after so many seconds is lost, and logged."""
+        closing = threading.Thread(target=self._provider.shutdown, name="closing tracing", daemon=True)
+        closing.start()
+        closing.join(timeout)
+        if closing.is_alive():
+            logger.error("the collector has not taken the last spans in %g s: they are lost", timeout)

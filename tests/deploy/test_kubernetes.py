@@ -186,8 +186,7 @@ def test_a_pod_has_longer_to_go_than_it_takes_to_drain(
     overlay: list[Resource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(overlay, monkeypatch)
-    # uvicorn waits for requests, then the batcher for a batch, each up to the timeout; then the last write.
-    longest = settings.drain_delay + 2 * settings.shutdown_timeout + app._LAST_WRITE
+    longest = settings.drain_delay + settings.shutdown_timeout + app.LONGEST_END
     assert pod_of(overlay)["terminationGracePeriodSeconds"] > longest
 
 

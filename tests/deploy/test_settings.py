@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from service.app import LONGEST_END
 from service.settings import Settings
 
 VARIABLE = re.compile(r"\bEVENKEEL_[A-Z0-9_]+")
@@ -28,8 +29,8 @@ def test_compose_sets_only_what_exists(root: Path) -> None:
     assert {name for name in used if name.startswith("EVENKEEL_")} - KNOWN == set()
 
 
-def test_compose_waits_for_the_service_longer_than_it_takes_to_drain(root: Path) -> None:
+def test_compose_waits_for_the_service_longer_than_it_takes_to_end(root: Path) -> None:
     settings = Settings.model_construct()
     services = yaml.safe_load((root / "docker-compose.yml").read_text())["services"]
     patience = float(services["service"]["stop_grace_period"].removesuffix("s"))
-    assert patience > settings.drain_delay + settings.shutdown_timeout
+    assert patience > settings.drain_delay + settings.shutdown_timeout + LONGEST_END

@@ -2,6 +2,8 @@ import json
 import logging
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -220,7 +222,7 @@ def test_spans_follow_the_callers_and_hold_the_stages(client: TestClient) -> Non
     app.tracing = Tracing("http://nowhere.invalid", exporter)
     response = predict(client, traceparent=TRACEPARENT, **{"X-Request-ID": "seven"})
     client.get("/v2/models/other")
-    app.tracing.close()
+    app.tracing.close(10)
     app.tracing = None
     spans = {span.name: span for span in exporter.get_finished_spans()}
     assert set(spans) == {"POST /predict", "decode", "queue", "inference", "GET /v2/models/{name}"}
@@ -234,6 +236,27 @@ def test_spans_follow_the_callers_and_hold_the_stages(client: TestClient) -> Non
     assert {stage.parent.span_id for stage in stages} == {request.context.span_id}
     assert [stage.end_time for stage in stages[:2]] == [stage.start_time for stage in stages[1:]]
     assert spans["GET /v2/models/{name}"].parent is None
+
+
+@pytest.mark.alone
+def test_a_collector_that_does_not_answer_is_not_waited_for_and_the_log_says_what_is_lost(caplog: Any) -> None:
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+    gate = threading.Event()
+
+    class Hanging(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            gate.wait(20)
+            return SpanExportResult.FAILURE
+
+    tracing = Tracing("http://nowhere.invalid", Hanging())
+    exchange = Exchange.begin([])
+    tracing.end(tracing.begin(exchange, "GET"), exchange, "GET", "/", 200)
+    begin = time.monotonic()
+    tracing.close(0.2)
+    assert time.monotonic() - begin < 2
+    assert "the collector has not taken the last spans in 0.2 s: they are lost" in caplog.text
+    gate.set()
 
 
 def test_spans_without_opentelemetry_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,11 @@
+import asyncio
 import threading
 import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from service.threads import Threads
+from service.threads import Threads, in_a_thread_of_its_own
 
 
 class Given:
@@ -51,3 +52,26 @@ def test_nor_does_work_that_is_done_while_its_result_is_kept(threads: Threads) -
     assert work.result()
     threads.submit(int).result()  # the thread has let go of what it did before
     assert alive() is None
+
+
+def test_closing_drops_what_has_not_begun_and_waits_for_nobody(threads: Threads, gate: threading.Event) -> None:
+    under_way, waiting = threads.submit(gate.wait, 20), threads.submit(int)
+    threads.close()
+    assert waiting.cancelled()
+    assert not under_way.done()
+
+
+async def test_a_thread_of_its_own_gives_what_the_call_does() -> None:
+    assert await in_a_thread_of_its_own(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await in_a_thread_of_its_own(divmod, 7, 0)
+
+
+async def test_a_call_that_hangs_can_be_left_to_itself(gate: threading.Event) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await in_a_thread_of_its_own(gate.wait, 20)
+    (hanging,) = [thread for thread in threading.enumerate() if thread.name == "wait"]
+    assert hanging.daemon
+    gate.set()
+    hanging.join(10)  # what it gives nobody takes, and that fails nowhere
