@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import FrameType
-from typing import Annotated, Literal, NoReturn, cast
+from typing import Annotated, Literal, cast
 
 import typer
 import uvicorn
@@ -59,6 +59,8 @@ _OPEN = (
     "or EVENKEEL_HOST=127.0.0.1"
 )
 
+_REFUSED = "evenkeel does not start"
+
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 cli.add_typer(commands.clients, name="clients")
 cli.command()(commands.tune)
@@ -89,7 +91,12 @@ def serve(  # noqa: PLR0917 - typer needs them so
     given = {"host": host, "port": port, "provider": provider, "threads": threads, "log_level": log_level}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-        log_to_stderr(settings.log_level, settings.log_format)
+    except ValidationError as error:
+        problems = [_setting_problem(problem["loc"], problem["msg"]) for problem in error.errors()]
+        typer.echo(f"{_REFUSED}: {'; '.join(problems)}", err=True)
+        sys.exit(2)
+    log_to_stderr(settings.log_level, settings.log_format)
+    try:
         sockets = bind(settings.host, settings.port)
         return_large_blocks()
         keep_linear_algebra_to_its_thread()
@@ -101,10 +108,9 @@ def serve(  # noqa: PLR0917 - typer needs them so
         listen(sockets, settings.host, settings.port)
         if is_open_to_others(sockets) and not settings.authentication:
             logger.warning(_OPEN)
-    except ValidationError as error:
-        _refuse("; ".join(_setting_problem(problem["loc"], problem["msg"]) for problem in error.errors()))
     except (CannotListen, BundleError, ProviderUnavailable, TracingUnavailable) as error:
-        _refuse(str(error))
+        logger.error("%s: %s", _REFUSED, error)
+        sys.exit(2)
     _run(app, settings, sockets)
 
 
@@ -217,11 +223,6 @@ def _setting_problem(location: tuple[int | str, ...], message: str) -> str:
     name = "_".join(str(part) for part in location)
     prefix = f"EVENKEEL_{name.upper()}: " if name else ""
     return prefix + message.removeprefix("Value error, ")
-
-
-def _refuse(reason: str) -> NoReturn:
-    typer.echo(f"evenkeel does not start: {reason}", err=True)
-    sys.exit(2)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ class ProviderUnavailable(Exception):  # noqa: N818 - as all domain errors here
     """The execution provider that was asked for does not run on this machine."""
 
 
-_WARNING, _FATAL = 2, 4
+_WARNING, _ERROR, _FATAL = 2, 3, 4
 """Of ONNX Runtime's severities, of which the first is its default."""
 RUN_OPTIONS = onnxruntime.RunOptions()
 """One for all runs, and nothing set: for a run without any, ONNX Runtime makes one, in 3 us."""
@@ -226,7 +226,9 @@ def _open(file: Path, path: Path, provider: Provider, threads: int) -> onnxrunti
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores serve the event loop too
-    options.log_severity_level = 3
+    # What goes wrong is raised too, and logged as everything is; only CUDA's libraries say more than their exceptions.
+    debugs_cuda = provider == "cuda" and logger.isEnabledFor(logging.DEBUG)
+    options.log_severity_level = _ERROR if debugs_cuda else _FATAL
     chosen: list[Any] = [EXECUTION_PROVIDERS[provider]]
     if provider == "cuda":
         onnxruntime.preload_dlls()

@@ -249,7 +249,13 @@ def refusal(*arguments: str) -> str:
     assert result.returncode == 2, result.stderr
     line, end = result.stderr.split("\n")
     assert end == ""
-    return line.removeprefix("evenkeel does not start: ")
+    return line.partition("evenkeel does not start: ")[2]
+
+
+def test_refusals_are_lines_of_the_log(bundle: Path, tmp_path: Path) -> None:
+    line = json.loads(start(str(tmp_path / "nowhere"), "--port", "0", log_format="json").stderr)
+    assert line["level"] == "error"
+    assert line["message"].startswith(f"evenkeel does not start: {tmp_path}/nowhere is no folder")
 
 
 LOADING = """
