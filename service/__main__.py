@@ -15,6 +15,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["serve"]:
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 from functools import partial
@@ -38,7 +39,7 @@ from service.listening import CannotListen, bind, is_open_to_others, listen, rea
 from service.loading import load_bundle
 from service.memory import return_large_blocks, return_what_is_free
 from service.session import ProviderUnavailable
-from service.settings import Settings
+from service.settings import Settings, misspelt
 from service.telemetry import log_to_stderr
 from service.tracing import TracingUnavailable
 from service.triton import write_triton_model
@@ -106,6 +107,7 @@ def serve(  # noqa: PLR0917 - typer needs them so
         app = create_app(settings, loaded.model, loaded.exhibits, load=load, bundle=bundle)
         del loaded  # a new bundle takes its place one day
         listen(sockets, settings.host, settings.port)
+        _warn_of_misspelt_settings()
         if is_open_to_others(sockets) and not settings.authentication:
             logger.warning(_OPEN)
     except (CannotListen, BundleError, ProviderUnavailable, TracingUnavailable) as error:
@@ -189,6 +191,12 @@ class DrainingServer(uvicorn.Server):
             early.hung_up = False
             self._app.reloader.request()
         return await super().on_tick(counter)
+
+
+def _warn_of_misspelt_settings() -> None:
+    for variable, closest in misspelt(os.environ).items():
+        meant = f"; is {closest} meant?" if closest else ""
+        logger.warning("%s is no setting, and is ignored%s", variable, meant)
 
 
 def _run(app: FrontDoor, settings: Settings, sockets: list[socket.socket]) -> None:

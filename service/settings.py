@@ -1,5 +1,7 @@
 """What an operator may set: `EVENKEEL_*` in the environment. It knows no defaults of any model."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -9,6 +11,8 @@ from service.database import check_url
 from service.errors import InvalidParameter
 from service.objectives import parse_objective
 
+_PREFIX = "EVENKEEL_"
+
 MOST_IMAGES = 4096
 """In one request, whatever is set: to read a list of millions holds up everyone."""
 
@@ -16,7 +20,7 @@ MOST_IMAGES = 4096
 class Settings(BaseSettings):
     """Every setting of the service; the environment variable is the name in capitals after `EVENKEEL_`."""
 
-    model_config = SettingsConfigDict(env_prefix="EVENKEEL_", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
@@ -146,3 +150,19 @@ class Settings(BaseSettings):
                 f"({self.max_queue_size}), or such a request could never be admitted; lower one or raise the other"
             )
         return self
+
+
+def misspelt(variables: Iterable[str]) -> dict[str, str | None]:
+    """Return the names of variables that are like settings and are none, each with the closest setting if one is close.
+
+    >>> misspelt(["HOME", "EVENKEEL_PORT", "EVENKEEL_QUEUE_SIZE", "EVENKEEL_COLOUR"])
+    {'EVENKEEL_QUEUE_SIZE': 'EVENKEEL_MAX_QUEUE_SIZE', 'EVENKEEL_COLOUR': None}
+    """
+    known = [name.upper() for name in Settings.model_fields]
+    found: dict[str, str | None] = {}
+    for variable in variables:
+        name = variable.upper()  # as upper and lower case mean the same setting
+        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in known:
+            closest = get_close_matches(name.removeprefix(_PREFIX), known, n=1)
+            found[variable] = f"{_PREFIX}{closest[0]}" if closest else None
+    return found

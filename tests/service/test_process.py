@@ -258,6 +258,12 @@ def test_refusals_are_lines_of_the_log(bundle: Path, tmp_path: Path) -> None:
     assert line["message"].startswith(f"evenkeel does not start: {tmp_path}/nowhere is no folder")
 
 
+def test_a_variable_that_is_no_setting_is_warned_of_and_nothing_more(bundle: Path, tmp_path: Path) -> None:
+    with running(bundle, tmp_path / "log", queue_size="7") as service:
+        warning = "EVENKEEL_QUEUE_SIZE is no setting, and is ignored; is EVENKEEL_MAX_QUEUE_SIZE meant?"
+        assert warning in service.log.read_text()
+
+
 LOADING = """
 import sys, time
 from service import __main__ as program

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings
+from service.settings import Settings, misspelt
 
 
 def test_the_environment_sets_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +34,8 @@ def test_a_request_that_could_never_be_admitted_is_refused() -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_a_variable_that_is_no_setting_is_named_with_the_closest_and_others_are_nobodys_concern() -> None:
+    variables = ["PATH", "EVENKEEL", "EVENKEEL_PORT", "evenkeel_port", "EVENKEEL_DB_URL", "EVENKEEL_REQUIRE_POSTGRESQL"]
+    assert misspelt(variables) == {"EVENKEEL_DB_URL": "EVENKEEL_DATABASE_URL", "EVENKEEL_REQUIRE_POSTGRESQL": None}
