@@ -331,6 +331,19 @@ def test_a_signal_while_modules_are_imported_ends_the_process_with_a_line(
     assert "SIGTERM came before the service had started: it ends" in (tmp_path / "log").read_text()
 
 
+def test_a_signal_while_the_database_is_waited_for_ends_the_process_with_a_line(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENKEEL_DRAIN_DELAY", "60")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("EVENKEEL_DATABASE_URL", f"postgresql://evenkeel@127.0.0.1:{silent.getsockname()[1]}/x")
+        command = ["-m", "service", "serve", str(bundle), "--port", "0", "--provider", "cpu"]
+        with starting(command, tmp_path / "log", "Waiting for application startup") as process:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+    assert "SIGTERM came before the service had started: it ends" in (tmp_path / "log").read_text()
+
+
 def test_a_hangup_while_the_bundle_is_loaded_has_it_read_again_once_it_serves(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
