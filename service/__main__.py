@@ -18,7 +18,6 @@ import logging
 import os
 import signal
 import socket
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -36,7 +35,7 @@ from service.connections import Connection
 from service.cores import keep_linear_algebra_to_its_thread
 from service.front_door import FrontDoor
 from service.listening import CannotListen, bind, is_open_to_others, listen, ready_for_crowds
-from service.loading import load_bundle
+from service.loading import load_bundle, reloading
 from service.memory import return_large_blocks, return_what_is_free
 from service.session import ProviderUnavailable
 from service.settings import Settings, misspelt
@@ -101,10 +100,11 @@ def serve(  # noqa: PLR0917 - typer needs them so
         sockets = bind(settings.host, settings.port)
         return_large_blocks()
         keep_linear_algebra_to_its_thread()
-        load = partial(load_bundle, bundle, settings)
-        loaded = load("")
+        loaded = load_bundle(bundle, settings, "")
         assert loaded is not None, "no bundle has an empty version"
-        app = create_app(settings, loaded.model, loaded.exhibits, load=load, bundle=bundle)
+        app = create_app(
+            settings, loaded.model, loaded.exhibits, load=reloading(bundle, settings, loaded), bundle=bundle
+        )
         del loaded  # a new bundle takes its place one day
         listen(sockets, settings.host, settings.port)
         _warn_of_misspelt_settings()

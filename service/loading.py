@@ -1,5 +1,7 @@
 """A bundle from the disk to a model that is warm and checked, under the settings; at the start and at every reload."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from service.bundle import Bundle, BundleError, read_bundle
@@ -28,6 +30,16 @@ def load_bundle(path: Path, settings: Settings, version: str) -> Loaded | None:
     if read_bundle(folder).manifest.version != intact.manifest.version:
         raise BundleError(f"{folder} was changed while it was loaded; send SIGHUP again once it is whole")
     return loaded
+
+
+def reloading(path: Path, settings: Settings, loaded: Loaded) -> Callable[[str], Loaded | None]:
+    """Return what loads the bundle anew once one is served.
+
+    What runs on CUDA stays there: where the GPU has no room for both, the new one is refused, and `auto` does not take
+    it to the CPU.
+    """
+    on_cuda = {"provider": "cuda"} if loaded.model.provider == "cuda" else {}
+    return partial(load_bundle, path, settings.model_copy(update=on_cuda))
 
 
 def _load_model(bundle: Bundle, settings: Settings) -> OnnxModel | OnnxDetector:

@@ -6,7 +6,6 @@ A replica is `create_app` under the settings (EVENKEEL_*) of whoever starts it; 
 and counts those under way to scale. It knows nothing of what is served.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ray import serve
 from service.app import create_app
 from service.cores import keep_linear_algebra_to_its_thread
 from service.front_door import FrontDoor
-from service.loading import load_bundle
+from service.loading import load_bundle, reloading
 from service.memory import return_large_blocks
 from service.settings import Settings
 from service.telemetry import log_to_stderr
@@ -86,7 +85,6 @@ def build_app(bundle: Path, settings: Settings) -> FrontDoor:
     log_to_stderr(settings.log_level, settings.log_format)
     return_large_blocks()
     keep_linear_algebra_to_its_thread()
-    load = partial(load_bundle, bundle, settings)
-    loaded = load("")
+    loaded = load_bundle(bundle, settings, "")
     assert loaded is not None, "no bundle has an empty version"
-    return create_app(settings, loaded.model, loaded.exhibits, load=load, bundle=bundle)
+    return create_app(settings, loaded.model, loaded.exhibits, load=reloading(bundle, settings, loaded), bundle=bundle)
