@@ -117,6 +117,7 @@ def test_a_part_that_cannot_be_measured_here_keeps_what_another_machine_found(mo
     measured = Figure("GPU", "raw", 3000.0, "images/s")
     older, elsewhere = Figure("GPU", "raw", 2000.0), Figure("GPU", "raw on an A100", 1000.0, elsewhere=True)
     skipped = Figure("GPU", command.SKIPPED, None, note="there is no GPU")
+    failed = Figure("GPU", command.FAILED, None, note="RuntimeError: the device is lost")
     for kept, now, expected in (
         ([measured], {"gpu": [skipped]}, [measured]),
         ([measured], {}, [measured]),
@@ -124,6 +125,10 @@ def test_a_part_that_cannot_be_measured_here_keeps_what_another_machine_found(mo
         ([], {"gpu": [skipped]}, [skipped]),
         ([older, elsewhere], {"gpu": [measured]}, [measured, elsewhere]),
         ([older, elsewhere], {"gpu": [skipped]}, [older, elsewhere]),
+        ([older, elsewhere], {"gpu": [failed]}, [failed, older, elsewhere]),
+        ([failed, older], {"gpu": [measured]}, [measured]),
+        ([failed, older], {"gpu": [skipped]}, [older]),
+        ([failed, older], {}, [failed, older]),
     ):
         monkeypatch.setattr(report, "read", lambda kept=kept: kept)
         assert command._with_those_kept(now) == expected
@@ -138,6 +143,26 @@ def test_accepted_work_waits_for_what_is_answered_from_its_sending_to_its_answer
         Answer(200, seconds=1.0, sent=14.5),
     ]
     assert overload._ahead(answers) == [1, 3, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        (Figure("Envelopes", "x", 1, goal=at_least(2)), "Envelopes: x: MISS"),
+        (Figure("Envelopes", command.FAILED, None, note="RuntimeError: no"), "Envelopes: failed: RuntimeError: no"),
+        (Figure("Envelopes", "x", 3, goal=at_least(2)), None),
+    ],
+)
+def test_a_missed_goal_and_a_failure_are_the_commands_too(
+    monkeypatch: pytest.MonkeyPatch, figure: Figure, said: str | None
+) -> None:
+    monkeypatch.setattr(command, "_measure", lambda *_: [figure])
+    monkeypatch.setattr(report, "write", lambda *_: None)
+    if said is None:
+        command.main(["envelopes"])
+        return
+    with pytest.raises(SystemExit, match=said):
+        command.main(["envelopes"])
 
 
 def test_raw_is_the_fastest_way_with_copies_as_the_model_is_served() -> None:

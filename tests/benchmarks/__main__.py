@@ -37,11 +37,11 @@ PARTS = (
     "gpu",
     "envelopes",
 )
-SKIPPED = "skipped"
+SKIPPED, FAILED = "skipped", "failed"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the parts that are asked for."""
+    """Run the parts that are asked for; exit with 1 if one failed or missed a goal."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}; none: all")
     parser.add_argument("--quick", action="store_true", help="short bursts, and nothing is written")
@@ -61,10 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.show(console, found[name])
         if not asked.quick:  # after each part: whatever comes, what was measured is kept
             command = " ".join(["make bench" if not asked.parts else "python -m tests.benchmarks", *asked.parts])
-            if found[name][0].what != SKIPPED:
+            if found[name][0].what not in {SKIPPED, FAILED}:
                 runs[_title(name)] = describe_run(command)
             report.write(_with_those_kept(found), {_title(part): _remark(part) for part in PARTS}, runs)
     report.show(console, _with_those_kept(found))
+    if wrong := [figure for part in found.values() for figure in part if FAILED in figure.what or _missed(figure)]:
+        sys.exit("; ".join(f"{figure.part}: {figure.what}: {figure.verdict or figure.note}" for figure in wrong))
+
+
+def _missed(figure: Figure) -> bool:
+    return figure.goal is not None and figure.value is not None and not figure.goal.met_by(figure.value)
 
 
 def _measure(name: str, workplace: Workplace) -> list[Figure]:
@@ -76,21 +82,25 @@ def _measure(name: str, workplace: Workplace) -> list[Figure]:
         raise
     except Exception as fault:  # the other parts are worth having all the same
         traceback.print_exc()
-        return [Figure(_title(name), "failed", None, note=f"{type(fault).__name__}: {fault}"[:300])]
+        return [Figure(_title(name), FAILED, None, note=f"{type(fault).__name__}: {fault}"[:300])]
     return figures
 
 
 def _with_those_kept(found: dict[str, list[Figure]]) -> list[Figure]:
     """Return the figures of all parts in order; those of parts that did not run now as they were last written.
 
-    So a machine without a GPU keeps what one with a GPU found, and each what was found elsewhere.
+    So a machine without a GPU keeps what one with a GPU found, and each what was found elsewhere. A part that failed
+    keeps its goals beside its failure.
     """
     kept = report.read()
     figures = []
     for name in PARTS:
         now, before = found.get(name, []), [figure for figure in kept if figure.part == _title(name)]
-        ran = [figure for figure in now if figure.what != SKIPPED]
-        figures += [*ran, *(figure for figure in before if figure.elsewhere)] if ran else before or now
+        if any(figure.what in {SKIPPED, FAILED} for figure in now):
+            failures = [figure for figure in now if figure.what == FAILED]
+            figures += [*failures, *(figure for figure in before if figure.what not in {SKIPPED, FAILED})] or now
+        else:
+            figures += [*now, *(figure for figure in before if figure.elsewhere)] if now else before
     return figures
 
 
