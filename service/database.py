@@ -1,22 +1,29 @@
 """How a database is reached and brought up to date: SQLite or PostgreSQL. It knows no table.
 
-Everything is bounded in time: a database that does not answer gives an error, never a wait without end. A SQLite file
-that is removed or replaced while it is open is noticed at the next transaction: nothing is written to what nobody will
-read again.
+A PostgreSQL that does not answer gives an error in time, never a wait without end, whatever keeps it: its own timeouts
+serve while it runs, and a deadline on this side where it is frozen and its kernel still acknowledges. A lock on a
+SQLite file is waited for in time, too; yet a disk that hangs below one holds up whoever asks, as nothing ends that
+wait. A SQLite file that is removed or replaced while it is open is noticed at the next transaction: nothing is written
+to what nobody will read again.
 """
 
 import logging
+import math
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.abc import RV, PQGen
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -31,6 +38,12 @@ _REPLACED = "the file of the database was removed or replaced"
 
 _PATIENCE = 5
 """Seconds that a statement, a lock or a connection may take."""
+
+_DEADLINE = 6
+"""Seconds that a transaction may take from its wish for a connection on; longer than what the server itself ends."""
+
+_MIGRATION_DEADLINE = 60
+"""Seconds that bringing the tables up to date may take: many statements, each of which may take what any other may."""
 
 _MIGRATION_LOCK = 0x65766E6B  # any number, as long as it is always the same
 
@@ -60,14 +73,70 @@ def connect(url: str) -> Engine:
     parsed = make_url(check_url(url))
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed)
-    patience = f"-c statement_timeout={_PATIENCE * 1000} -c lock_timeout={_PATIENCE * 1000}"
-    return create_engine(
-        parsed.set(drivername="postgresql+psycopg"),
+    return _postgresql(parsed)
+
+
+_ends: ContextVar[float] = ContextVar("_ends", default=math.inf)
+"""When the transaction under way must have ended, by the monotonic clock."""
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Bound the transaction in a block, from the checkout of its connection to its commit, on this side of the wire."""
+    token = _ends.set(monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _ends.reset(token)
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that is given up when its server has not answered by the end of the transaction's time."""
+
+    def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:  # noqa: ANN401 - psycopg's own
+        """Do what asks the server, all of which passes here: statements, pings, commits and rollbacks."""
+        return super().wait(self._until_the_end(gen), *args, **kwargs)
+
+    def _until_the_end(self, steps: PQGen[RV]) -> PQGen[RV]:
+        """Pass steps on; `wait` comes back ten times a second though nothing has come."""
+        try:
+            wanted = next(steps)
+            while True:
+                ready = yield wanted
+                if monotonic() > _ends.get():
+                    self.close()  # so SQLAlchemy, too, takes it for lost
+                    raise _too_late()
+                wanted = steps.send(ready)
+        except StopIteration as end:
+            result: RV = end.value
+            return result
+
+
+def _too_late() -> psycopg.OperationalError:
+    return psycopg.OperationalError("the database did not answer in time")
+
+
+def _postgresql(url: URL) -> Engine:
+    options = f"-c statement_timeout={_PATIENCE * 1000} -c lock_timeout={_PATIENCE * 1000}"
+    engine = create_engine(
+        url.set(drivername="postgresql+psycopg"),
         pool_pre_ping=True,
         pool_timeout=_PATIENCE,
         pool_size=6,
-        connect_args={"connect_timeout": _PATIENCE, "options": patience, "tcp_user_timeout": _PATIENCE * 1000},
+        connect_args={"options": options, "tcp_user_timeout": _PATIENCE * 1000},
     )
+
+    @event.listens_for(engine, "do_connect")
+    def open_connection(*given: Any) -> _Connection:  # noqa: ANN401 - SQLAlchemy's own
+        _, _, arguments, parameters = given
+        left = _ends.get() - monotonic()
+        if left <= 0:
+            raise _too_late()
+        # psycopg keeps this time itself, in whole seconds and for each address of the host.
+        patience = {"connect_timeout": math.ceil(min(left, _PATIENCE))}
+        return _Connection.connect(*arguments, **parameters | patience)
+
+    return engine
 
 
 def _sqlite(url: URL) -> Engine:
@@ -135,10 +204,14 @@ def migrate(engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
         _make_file(_path(engine))
     head = ScriptDirectory.from_config(config).get_current_head()
-    with engine.connect() as connection:
+    with _at_most(_DEADLINE), engine.connect() as connection:
         if MigrationContext.configure(connection).get_current_revision() == head:
             return
-    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+    with (
+        _at_most(_MIGRATION_DEADLINE),
+        engine.connect().execution_options(writes=True) as connection,
+        connection.begin(),
+    ):
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
@@ -174,13 +247,17 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Open a transaction that only reads."""
-        with self._translated("reading"), self._engine.begin() as connection:
+        with self._translated("reading"), _at_most(_DEADLINE), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Open a transaction that writes; it is durable once the block is left without an error."""
-        with self._translated("writing"), self._engine.connect().execution_options(writes=True) as connection:
+        with (
+            self._translated("writing"),
+            _at_most(_DEADLINE),
+            self._engine.connect().execution_options(writes=True) as connection,
+        ):
             with connection.begin():
                 yield connection
             self._check_that_it_was_kept(connection)

@@ -3,9 +3,11 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,28 @@ class PostgreSql:
         """Stop at once, as after a loss of power."""
         self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop all of its processes for the length of a block; the kernel goes on to acknowledge what is sent to them.
+
+        For ten seconds at most: then who would wait without end fails.
+        """
+        processes = self._processes()
+        thaw = threading.Timer(10, _signal, (processes, signal.SIGCONT))
+        try:
+            thaw.start()
+            _signal(processes, signal.SIGSTOP)
+            yield
+        finally:
+            thaw.cancel()
+            _signal(processes, signal.SIGCONT)
+
+    def _processes(self) -> list[int]:
+        """Return the server's processes, first that which starts the others."""
+        first = int((self._data / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        return [first, *map(int, children)]
+
     def _run(self, name: str, *arguments: str | Path) -> None:
         done = subprocess.run(
             [program(name), *arguments],
@@ -72,6 +96,12 @@ class PostgreSql:
             check=False,
         )
         assert done.returncode == 0, (name, done.stdout, self._log.read_text() if self._log.exists() else "")
+
+
+def _signal(processes: Sequence[int], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def _unprivileged() -> str | None:

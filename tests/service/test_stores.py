@@ -3,8 +3,10 @@
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -12,7 +14,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import update
 
 from service.clients import ClientPolicy
-from service.database import Database, check_url, connect
+from service.database import _MIGRATION_LOCK, Database, check_url, connect
 from service.errors import ClientExists, InvalidParameter, PolicyMismatch, StoreUnavailable, UnknownClient, UnknownKey
 from service.keeping import Keeping
 from service.keys import hash_key, key_id
@@ -270,6 +272,99 @@ def test_a_database_that_goes_away_is_an_error_in_time_and_comes_back(tmp_path: 
             assert [client.name for client in policies.clients()] == ["shop"]
             assert said[-1] is True
             database.close()
+
+
+@pytest.mark.alone
+def test_a_database_that_is_frozen_is_an_error_in_time_and_a_new_connection_is_made(
+    server: PostgreSql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.database._DEADLINE", 1.0)
+    said: list[bool] = []
+    database = Database(server.create(f"test_{next(numbers)}"), said.append)
+    database.migrate()
+    policies = PolicyStore(database)
+    policies.add("shop", ClientPolicy(), who="ann")
+    with server.frozen():
+        for attempt in ("a pooled connection, which is pinged", "a new one, as that was thrown away"):
+            begin = monotonic()
+            with pytest.raises(StoreUnavailable, match=r"in time|timeout expired"):
+                policies.snapshot()
+            assert monotonic() - begin < 4, attempt  # psycopg waits two seconds at least for a connection
+            assert said[-1] is False
+    assert [client.name for client in policies.clients()] == ["shop"]
+    policies.set("shop", {"alpha": 1.0}, who="ann")
+    assert said[-1] is True
+    database.close()
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("kind", ["reading", "writing"])
+def test_a_database_that_freezes_within_a_transaction_is_an_error_in_time(
+    kind: str, server: PostgreSql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.database._DEADLINE", 1.0)
+    database = Database(server.create(f"test_{next(numbers)}"))
+    database.migrate()
+    begin = monotonic()
+    with (
+        pytest.raises(StoreUnavailable, match="did not answer in time"),
+        ExitStack() as frozen,
+        getattr(database, kind)() as connection,
+    ):
+        connection.exec_driver_sql("SELECT 1")
+        frozen.enter_context(server.frozen())
+        connection.exec_driver_sql("SELECT 2")
+    assert monotonic() - begin < 3
+    with database.reading() as connection:
+        assert connection.exec_driver_sql("SELECT 3").scalar_one() == 3
+    database.close()
+
+
+@pytest.mark.alone
+def test_a_commit_that_is_not_acknowledged_in_time_is_no_success(
+    server: PostgreSql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.database._DEADLINE", 1.0)
+    database = Database(server.create(f"test_{next(numbers)}"))
+    database.migrate()
+    with (
+        pytest.raises(StoreUnavailable, match="did not answer in time"),
+        ExitStack() as frozen,
+        database.writing() as connection,
+    ):
+        connection.exec_driver_sql("UPDATE revision SET number = 7")
+        frozen.enter_context(server.frozen())
+    database.close()
+
+
+@contextmanager
+def nobody_else_migrates(url: str) -> Iterator[None]:
+    engine = connect(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+        yield
+    engine.dispose()
+
+
+@pytest.mark.alone
+def test_a_migration_may_take_longer_than_a_transaction_and_not_for_ever(
+    server: PostgreSql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.database._DEADLINE", 0.5)
+    url = server.create(f"test_{next(numbers)}")
+    database = Database(url)
+    with nobody_else_migrates(url), monkeypatch.context() as patch:
+        patch.setattr("service.database._MIGRATION_DEADLINE", 1.0)
+        with pytest.raises(StoreUnavailable, match="did not answer in time"):
+            database.migrate()
+    with ExitStack() as others:
+        others.enter_context(nobody_else_migrates(url))
+        release = threading.Timer(1.0, others.close)
+        release.start()
+        database.migrate()
+        release.join()
+    assert PolicyStore(database).clients() == []
+    database.close()
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_when_it_is_used(tmp_path: Path) -> None:
