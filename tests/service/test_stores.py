@@ -40,6 +40,9 @@ def server() -> Iterator[PostgreSql]:
 
 numbers = count()
 
+FULL = 2
+"""What SQLite's `PRAGMA synchronous` says of itself where every commit waits for the disk."""
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
@@ -486,6 +489,15 @@ def test_it_is_there_only_if_reading_and_writing_both_went_well(url: str, databa
     policies.clients()
     assert said == [False, False, True, True]
     other.close()
+
+
+def test_what_sqlite_commits_is_on_the_disk_before_it_is_acknowledged(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'evenkeel.sqlite'}")
+    database.migrate()
+    with database.reading() as reading, database.writing() as writing:
+        found = [each.exec_driver_sql("PRAGMA synchronous").scalar_one() for each in (reading, writing)]
+    assert found == [FULL, FULL]
+    database.close()
 
 
 def test_only_its_owner_may_read_the_file(tmp_path: Path) -> None:
