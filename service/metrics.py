@@ -36,7 +36,8 @@ class Metrics:
         )
         stages = LoopHistograms(
             "evenkeel_stage_seconds",
-            "Seconds of a request by stage: decode and total per request, queue per image, inference per batch.",
+            "Seconds of a request by stage: decode and total per request, queue per image, inference per batch. "
+            "The total of a request that ended in 504 is the time until then.",
             _SECONDS,
             registry,
             label="stage",

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from time import perf_counter
 from typing import Any, Literal, NamedTuple, Self
 
 Headers = list[tuple[bytes, bytes]]
@@ -61,14 +62,16 @@ class Exchange:
         request_id: the client's, if it is one, else a new one.
         trace: where it belongs in a trace; None: in none.
         times: how long it took by stage, once a route has said so.
+        begun: when the request came, by `perf_counter`.
     """
 
-    __slots__ = ("request_id", "times", "trace")
+    __slots__ = ("begun", "request_id", "times", "trace")
 
     def __init__(self, request_id: str, trace: Trace | None) -> None:
         self.request_id = request_id
         self.trace = trace
         self.times: Times | None = None
+        self.begun = perf_counter()
 
     @classmethod
     def begin(cls, headers: Iterable[tuple[bytes, bytes]]) -> Self:

@@ -1,6 +1,7 @@
 """Every failure becomes JSON in one form, with the status that the one table says."""
 
 import logging
+from time import perf_counter
 from typing import Any
 
 import orjson
@@ -11,6 +12,7 @@ from starlette.responses import Response
 
 from service.errors import (
     STATUS,
+    DeadlineExceeded,
     InternalError,
     InvalidBody,
     InvalidKey,
@@ -21,6 +23,7 @@ from service.errors import (
 )
 from service.routes.context import service_of
 from service.schemas import ErrorResponse
+from service.telemetry import current
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +50,16 @@ def documented(*statuses: int, model: type[ErrorResponse] = ErrorResponse) -> di
 
 
 def failure(error: ServiceError, request: Request) -> Response:
-    """Return the answer to an error.
+    """Return the answer to an error, which counts.
 
     What the error came through, with the request and its pictures, goes now and not when garbage is looked for.
     """
     _forget_frames(error)
-    service_of(request).metrics.errors.labels(error.code).inc()
+    metrics, exchange = service_of(request).metrics, current()
+    metrics.errors.labels(error.code).inc()
+    if isinstance(error, DeadlineExceeded) and exchange is not None:
+        # An answer would have taken longer: left out, the more were too late the faster the rest would look.
+        metrics.total_seconds.observe(perf_counter() - exchange.begun)
     if isinstance(error, StoreUnavailable) and error.reason is not None:
         logger.warning("%s", error)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}

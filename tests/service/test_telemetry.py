@@ -132,6 +132,19 @@ def test_a_client_may_wait_shorter_but_no_longer_than_the_setting(model: FakeMod
     assert sum(model.batches) == 1, "what had expired was run"
 
 
+@pytest.mark.parametrize("path", ["/predict", INFER])
+def test_a_request_that_ends_in_504_counts_in_the_total_time_as_an_answer_does(model: FakeModel, path: str) -> None:
+    with TestClient(create_app(Settings(request_timeout=0.3), model), raise_server_exceptions=False) as client:
+        model.gate.clear()
+        late = predict(client) if path == "/predict" else client.post(path, json={"inputs": [image(0)]})
+        assert late.status_code == 504
+        model.gate.set()
+        assert client.get("/clients").status_code == 403, "no other refusal counts"
+        text = client.get("/metrics").text
+        assert 'evenkeel_stage_seconds_count{stage="total"} 1.0' in text
+        assert 'evenkeel_stage_seconds_bucket{le="0.25",stage="total"} 0.0' in text
+
+
 def test_security_headers_are_on_every_answer(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError
