@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -24,16 +25,28 @@ from tests.deploy.kustomize import Resource, build, one
 VERSIONS = ("1.27", kubernetes_validate.latest_version())
 OVERLAYS = ("overlays/cpu", "overlays/gpu")
 OPERATOR = "monitoring.coreos.com/v1"
+TRACED = """\
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: [../cpu]
+components: [../../components/telemetry]
+configMapGenerator:
+  - name: evenkeel-settings
+    behavior: merge
+    literals: ["EVENKEEL_OTLP_ENDPOINT=http://collector.monitoring:4318/v1/traces"]
+namespace: evenkeel
+"""
 
 
 @pytest.fixture(scope="module")
 def kubernetes(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of deploy/kubernetes with the overlay that its README gives as an example."""
+    """Return a copy of deploy/kubernetes with two overlays: its README's example, and one that sends spans."""
     copy = tmp_path_factory.mktemp("deploy") / "kubernetes"
     shutil.copytree(root / "deploy/kubernetes", copy)
     (example,) = re.findall(r"```yaml\n(.*?)```", (copy / "README.md").read_text(), re.DOTALL)
-    (copy / "overlays/mine").mkdir()
-    (copy / "overlays/mine/kustomization.yaml").write_text(example)
+    for name, content in {"mine": example, "traced": TRACED}.items():
+        (copy / "overlays" / name).mkdir()
+        (copy / "overlays" / name / "kustomization.yaml").write_text(content)
     return copy
 
 
@@ -108,7 +121,7 @@ def kubectl() -> str:
     return path
 
 
-@pytest.mark.parametrize("folder", [*OVERLAYS, "overlays/mine", "bundle"])
+@pytest.mark.parametrize("folder", [*OVERLAYS, "overlays/mine", "overlays/traced", "bundle"])
 def test_kustomize_itself_builds_the_same(kubernetes: Path, folder: str) -> None:
     command = [kubectl(), "kustomize", str(kubernetes / folder)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -118,7 +131,7 @@ def test_kustomize_itself_builds_the_same(kubernetes: Path, folder: str) -> None
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("folder", [*OVERLAYS, "overlays/mine", "bundle"])
+@pytest.mark.parametrize("folder", [*OVERLAYS, "overlays/mine", "overlays/traced", "bundle"])
 def test_every_object_is_valid_by_the_schemas(kubernetes: Path, folder: str, version: str) -> None:
     ours = [resource for resource in build(kubernetes / folder) if resource["apiVersion"] != OPERATOR]
     assert ours
@@ -297,6 +310,16 @@ def test_with_the_component_the_database_too_and_every_pod_must_know_it(mine: li
     assert variable["name"] == "EVENKEEL_DATABASE_URL"
     assert "optional" not in variable["valueFrom"]["secretKeyRef"]
     assert float(environment_of(mine)["EVENKEEL_KEPT_SHARE"]) > 0
+
+
+def test_with_the_component_spans_reach_the_collector(kubernetes: Path) -> None:
+    traced = build(kubernetes / "overlays/traced")
+    policy = one(traced, "NetworkPolicy", "evenkeel-to-collector")["spec"]
+    (egress,) = policy["egress"]
+    endpoint = urlsplit(environment_of(traced)["EVENKEEL_OTLP_ENDPOINT"])
+    assert egress["ports"] == [{"protocol": "TCP", "port": endpoint.port}]
+    labels = one(traced, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
 
 
 # Available
