@@ -1,14 +1,18 @@
 """What Ray's proxy leaves unanswered, because the replica died with it, gets 503: the sign to ask again.
 
 Ray itself would end such a request with a bare 500, which says nothing of whether asking again helps. Predictions may
-be asked for again without harm. For the environment of every node, before `ray start`:
+be asked for and labels sent again without harm; what may have made a client or a key is to be looked at first. The
+reason is in the proxy's log. For the environment of every node, before `ray start`:
 RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deploy.ray.unanswered.middlewares
 """
 
 import json
+import logging
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
 
 BODY = {
     "code": "replica_lost",
@@ -17,6 +21,10 @@ BODY = {
     "value": None,
     "remedy": "Send the request again.",
 }
+LOOK_FIRST = BODY | {"remedy": "It may have been done: look at GET /clients before you send it again."}
+
+_REPEATABLE = ("/predict", "/infer", "/feedback")
+"""How the paths end whose POST may come twice; any other makes something each time."""
 
 
 def middlewares() -> list[Middleware]:
@@ -42,12 +50,21 @@ class Unanswered:
             begun = True
             await send(message)
 
+        reason: Exception | None = None
         try:
             await self._app(scope, receive, watched)
-        except Exception:
+        except Exception as error:
             if begun:
                 raise
+            reason = error
         if not begun:
-            headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
-            await send({"type": "http.response.start", "status": 503, "headers": headers})
-            await send({"type": "http.response.body", "body": json.dumps(BODY).encode()})
+            logger.error("%s %s was left unanswered", scope["method"], scope["path"], exc_info=reason)
+            await _tell(scope, send)
+
+
+async def _tell(scope: Scope, send: Send) -> None:
+    body, headers = LOOK_FIRST, [(b"content-type", b"application/json")]
+    if scope["method"] != "POST" or scope["path"].endswith(_REPEATABLE):
+        body, headers = BODY, [*headers, (b"retry-after", b"1")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})

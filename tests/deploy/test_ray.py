@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from deploy.ray.unanswered import BODY, Unanswered
+from deploy.ray.unanswered import BODY, LOOK_FIRST, Unanswered
 from service.errors import ServiceError
 from tests.deploy.ray_clients import answers, metrics, same
 from tests.service.test_process import free_port, running
@@ -68,7 +68,7 @@ def test_a_node_dies_under_load_and_no_accepted_request_is_lost(tmp_path: Path) 
     assert seen["drained"] == {"200": 8}
 
 
-async def through(app: App) -> list[Message]:
+async def through(app: App, method: str = "POST", path: str = "/predict") -> list[Message]:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -77,21 +77,47 @@ async def through(app: App) -> list[Message]:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
-    await Unanswered(app)({"type": "http"}, receive, send)
+    await Unanswered(app)({"type": "http", "method": method, "path": path}, receive, send)
     return sent
 
 
-async def test_what_was_left_unanswered_gets_503_and_the_advice_to_ask_again() -> None:
-    async def silent(scope: Scope, receive: Receive, send: Send) -> None: ...
+async def silent(scope: Scope, receive: Receive, send: Send) -> None: ...
 
-    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
-        raise RuntimeError
 
+async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError("the replica is gone")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/predict"),
+        ("POST", "/v2/models/tiny/infer"),
+        ("POST", "/feedback"),
+        ("GET", "/clients"),
+        ("DELETE", "/clients/shop"),
+    ],
+)
+async def test_what_was_left_unanswered_gets_503_and_the_advice_to_ask_again(method: str, path: str) -> None:
     for app in (silent, failing):
-        start, body = await through(app)
+        start, body = await through(app, method, path)
         assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"1")
         assert json.loads(body["body"]) == BODY
     assert BODY.keys() == ServiceError("").body().keys()
+
+
+@pytest.mark.parametrize("path", ["/clients", "/clients/shop/keys"])
+async def test_what_may_have_made_something_is_not_to_be_sent_again_unseen(path: str) -> None:
+    start, body = await through(failing, "POST", path)
+    assert start["status"] == 503
+    assert b"retry-after" not in dict(start["headers"])
+    assert json.loads(body["body"]) == LOOK_FIRST
+
+
+async def test_why_a_request_was_left_unanswered_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    await through(failing)
+    assert "POST /predict was left unanswered" in caplog.text
+    assert "RuntimeError: the replica is gone" in caplog.text
 
 
 async def test_what_was_answered_stays_as_it_is() -> None:
