@@ -91,7 +91,12 @@ def create_app(
     service = _assemble(settings, served, exhibits)
     readiness = service.readiness  # the function keeps this alone, not the first model
     service.batcher.is_ending = lambda: readiness.is_ending
-    watchdog = Watchdog(service.batcher, readiness, patience=settings.stall_timeout, metrics=service.metrics)
+
+    async def attempt() -> None:
+        """Have the model that is served by then try a picture on which it cannot fail unless it fails on all."""
+        await app.service.batcher.run_alone(app.service.predictor.trial())
+
+    watchdog = Watchdog(service.batcher, attempt, readiness, patience=settings.stall_timeout, metrics=service.metrics)
 
     @asynccontextmanager
     async def lifespan(app: FrontDoor) -> AsyncIterator[None]:

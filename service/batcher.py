@@ -219,8 +219,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._reserved = 0  # admitted, not yet queued
         self._running: list[_Run[Item, Result]] = []  # the one that began first, first
         self._halves: deque[list[_Entry[Item, Result]]] = deque()  # of batches that failed, each to be run by itself
-        self._first_failure: float | None = None  # of those in a row
-        self._last_failure = 0.0
+        self._is_failing = False
         self._wakeup: asyncio.Handle | None = None
         self._wakes_soon = False  # the handle is for the next turn, and nothing could be sooner
         self._closed = False
@@ -251,9 +250,33 @@ class DynamicBatcher(Generic[Item, Result]):
         return sum(len(run.batch) for run in self._running)
 
     def stuck_for(self, now: float) -> float:
-        """Return for how many seconds a run has lasted, or all runs have failed, at a moment on the loop's clock."""
-        failing = 0.0 if self._first_failure is None else self._last_failure - self._first_failure
-        return max(failing, now - self._running[0].started if self._running else 0.0)
+        """Return for how many seconds a run has lasted at a moment on the loop's clock."""
+        return now - self._running[0].started if self._running else 0.0
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the run that ended last failed."""
+        return self._is_failing
+
+    async def run_alone(self, item: Item) -> Result:
+        """Run an item next, by itself and in none of the queue's places: it gets its turn however many wait.
+
+        Raises:
+            InferenceFailed: the function failed on it.
+            ShuttingDown: the service has stopped.
+        """
+        if self._stopped:
+            raise _stopped_first()
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        entry = _Entry(item, future, monotonic(), math.inf, Context())
+        self._halves.appendleft(batch := [entry])
+        self._wake()
+        try:
+            return await entry.future
+        finally:
+            with suppress(ValueError):  # it was not its turn yet
+                self._halves.remove(batch)
+                self._rest()
 
     def start_anew(self, *, max_batch_size: int, brief: float, runs_at_once: int = 1) -> None:
         """Have another model's batches judged by themselves: what was known of the pace is forgotten.
@@ -494,13 +517,13 @@ class DynamicBatcher(Generic[Item, Result]):
         self._running.remove(run)
         self._runs += 1
         self._metrics.inference_seconds.observe(seconds)
-        now, is_answered = monotonic(), len(batch) == 1 or not isinstance(outcome, ServiceError)
+        is_answered = len(batch) == 1 or not isinstance(outcome, ServiceError)
         others = bool(self._queue or self._halves or self._running or self._reserved)
-        self._throughput.leave(now, len(batch) * is_answered, others=others or not is_answered)
+        self._throughput.leave(monotonic(), len(batch) * is_answered, others=others or not is_answered)
         if isinstance(outcome, ServiceError):
-            self._fail(batch, outcome, now)
+            self._fail(batch, outcome)
         else:
-            self._first_failure = None
+            self._is_failing = False
             if all(self.counts(entry.item) for entry in batch):
                 self._length.observe(seconds, len(batch), on_loop=on_loop)
             if not self._is_brief(min(len(self._queue), self._max_batch_size)):
@@ -511,11 +534,10 @@ class DynamicBatcher(Generic[Item, Result]):
                     entry.future.set_result(result)
         self._rest()
 
-    def _fail(self, batch: list[_Entry[Item, Result]], error: ServiceError, now: float) -> None:
+    def _fail(self, batch: list[_Entry[Item, Result]], error: ServiceError) -> None:
         """Answer a lone item with the error; have the halves of a larger batch run next, each by itself."""
         self._metrics.failed_batches.inc()
-        self._last_failure = now
-        self._first_failure = now if self._first_failure is None else self._first_failure
+        self._is_failing = True
         if len(batch) == 1 or not isinstance(error, InferenceFailed):
             whose = batch[0].context if len(batch) == 1 else Context()
             whose.run(logger.error, "a batch of %d failed: %r", len(batch), error.__cause__ or error)

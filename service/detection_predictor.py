@@ -74,6 +74,12 @@ class DetectionPredictor:
         assert model.manifest.detection is not None, "every detector says what it does"
         self.detection = model.manifest.detection
 
+    def trial(self) -> DetectionWork:
+        """Return the work that tells whether the detector answers at all: the black picture that warmed it."""
+        size = (self._spec.width, self._spec.height)
+        black = Sized(np.zeros((self._spec.height, self._spec.width, 3), np.uint8), part=size, own=size)
+        return DetectionWork(self, black, self.model.manifest.alpha.default, None)
+
     def run(self, works: Sequence[DetectionWork]) -> list[DetectionOutcome]:
         """Run the detector for each picture in turn."""
         return [self._one(work) for work in works]

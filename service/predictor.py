@@ -93,6 +93,11 @@ class Predictor:
         self._calibration = model.manifest.calibration
         self.log_class_share = model.manifest.log_class_share()
 
+    def trial(self) -> Work:
+        """Return the work that tells whether the model answers at all: the black picture that warmed it."""
+        spec = self.model.manifest.input
+        return Work(self, np.zeros((spec.height, spec.width, 3), np.uint8), Knobs(self.model.manifest.alpha.default))
+
     def run(self, works: Sequence[Work]) -> list[Outcome]:
         """Run the model once for all and give each what it wants."""
         images = _together([work.pixels for work in works])

@@ -23,7 +23,7 @@ IMAGES_RUN = "evenkeel_batch_size_sum"
 PACE, QUEUE, BATCH = 0.05, 40, 4
 """Of the fixture `slow`: seconds for each image, images that may wait, images in one run."""
 
-ANY, HANGS = (request(picture(red // 10)) for red in (0, HANGING))
+ANY, HANGS, FAILS = (request(picture(red // 10)) for red in (0, HANGING, FAILING))
 
 
 def statuses(answers: list[Answer]) -> dict[int, int]:
@@ -187,3 +187,31 @@ async def test_while_the_model_hangs_readiness_is_off_and_the_process_alive(slow
     await asyncio.to_thread(wait_until, lambda: slow.get("/readyz")[0] == 200)
     assert metric(slow, "evenkeel_stalls_total") - before == 1
     assert "not ready until it does" in slow.log.read_text()
+
+
+async def test_a_picture_on_which_the_model_fails_leaves_readiness_on_however_often_it_is_sent(slow: Process) -> None:
+    before = metric(slow, "evenkeel_stalls_total")
+    for _ in range(20):  # for four times the patience, and nobody sends another
+        assert (await send(slow.port, FAILS)).status == 500
+        assert slow.get("/readyz")[0] == 200
+        await asyncio.sleep(0.1)
+    assert metric(slow, "evenkeel_stalls_total") == before
+
+
+async def test_a_model_that_fails_on_every_picture_is_not_ready_until_it_works_and_comes_back_without_traffic(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    broken, settings = tmp_path / "broken", {"database_url": f"sqlite:///{tmp_path / 'kept.sqlite'}"}
+    settings |= {"trial_broken": str(broken), "stall_timeout": "0.5"}
+    with running(tiny_bundle, tmp_path / "log", TRIAL, **settings) as service:
+        assert (await send(service.port, ANY)).status == 200
+        broken.touch()
+        assert (await send(service.port, ANY)).status == 500  # the only one
+        await asyncio.to_thread(wait_until, lambda: service.get("/readyz")[0] == 503)
+        await asyncio.sleep(1)
+        assert service.get("/readyz")[0] == 503
+        assert service.get("/healthz")[0] == 200
+        broken.unlink()
+        await asyncio.to_thread(wait_until, lambda: service.get("/readyz")[0] == 200)
+        assert metric(service, "evenkeel_stalls_total") == 1
+        assert "the model answers again: ready" in service.log.read_text()

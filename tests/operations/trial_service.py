@@ -6,6 +6,7 @@
 - `EVENKEEL_TRIAL_CLOCK`: a file with the seconds by which `time.time` is off.
 - A picture whose first pixel is `FAILING` makes the run that it is in fail; one with `HANGING` makes it last two
   seconds.
+- `EVENKEEL_TRIAL_BROKEN`: a file; while it is there, every run fails.
 """
 
 import os
@@ -24,7 +25,7 @@ def _put_the_clock_wrong(offset: Path) -> None:
     time.time = lambda: real() + float(offset.read_text())
 
 
-def _set_the_pace(seconds: float) -> None:
+def _set_the_pace(seconds: float, broken: Path | None) -> None:
     from service.model import OnnxModel
 
     real = OnnxModel.branches
@@ -32,7 +33,7 @@ def _set_the_pace(seconds: float) -> None:
     def branches(self: OnnxModel, images: Any) -> Any:
         first = set(images[:, 0, 0, 0].tolist())
         time.sleep(len(images) * seconds + (_HANG if HANGING in first else 0.0))
-        if FAILING in first:
+        if FAILING in first or (broken and broken.exists()):
             raise RuntimeError("the device is out of memory")
         return real(self, images)
 
@@ -43,7 +44,8 @@ def main() -> None:
     """Serve."""
     if clock := os.environ.get("EVENKEEL_TRIAL_CLOCK"):
         _put_the_clock_wrong(Path(clock))  # before anything takes it over
-    _set_the_pace(float(os.environ.get("EVENKEEL_TRIAL_SECONDS", "0")))
+    broken = os.environ.get("EVENKEEL_TRIAL_BROKEN")
+    _set_the_pace(float(os.environ.get("EVENKEEL_TRIAL_SECONDS", "0")), Path(broken) if broken else None)
     from service.__main__ import main as serve
 
     serve()

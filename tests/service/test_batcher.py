@@ -214,13 +214,40 @@ async def test_it_says_for_how_long_it_is_stuck(make: Make, echo: Echo) -> None:
     await task
     assert batcher.stuck_for(loop.time() + 7) == 0
     echo.poison = {2}
-    for _ in range(2):
-        with pytest.raises(InferenceFailed):
-            await ask(batcher, 2)
-        await asyncio.sleep(0.05)
-    assert 0.05 <= batcher.stuck_for(loop.time() + 7) < 1
-    await ask(batcher, 1)
+    with pytest.raises(InferenceFailed):
+        await ask(batcher, 2)
+    assert batcher.is_failing
     assert batcher.stuck_for(loop.time() + 7) == 0
+    await ask(batcher, 1)
+    assert not batcher.is_failing
+
+
+async def test_what_is_run_alone_is_next_and_takes_nobodys_place(make: Make, echo: Echo, metrics: Metrics) -> None:
+    batcher = make()
+    echo.gate.clear()
+    tasks = await ask_many(batcher, *range(4)) + await ask_many(batcher, *range(4, 12))
+    assert batcher.depth == 8  # the queue is full
+    alone = asyncio.create_task(batcher.run_alone(20))
+    forgotten = asyncio.create_task(batcher.run_alone(21))
+    await asyncio.sleep(0.02)
+    assert batcher.depth == 8
+    forgotten.cancel()
+    await asyncio.wait({forgotten})
+    echo.gate.set()
+    assert await alone == "item 20"
+    await asyncio.gather(*tasks)
+    assert echo.batches == [[0, 1, 2, 3], [20], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert all(total(metrics, "evenkeel_rejected_images_total", reason=reason) == 0 for reason in REJECTION_REASONS)
+
+
+async def test_what_is_run_alone_fails_alone_and_is_refused_after_the_end(make: Make, echo: Echo) -> None:
+    batcher = make()
+    echo.poison = {20}
+    with pytest.raises(InferenceFailed):
+        await batcher.run_alone(20)
+    await batcher.close(5)
+    with pytest.raises(ShuttingDown):
+        await batcher.run_alone(1)
 
 
 async def test_a_deadline_that_has_passed_costs_no_run(make: Make, echo: Echo, metrics: Metrics) -> None:
