@@ -103,6 +103,122 @@ async def test_a_change_is_taken_over_once_it_has_settled(tmp_path: Path) -> Non
     watching.cancel()
 
 
+class Noting(Reloader):
+    """Notes after how many looks at the bundle a reload is requested."""
+
+    def __init__(self, looks: list[str]) -> None:
+        super().__init__(lambda version: None, lambda loaded: None, version="old", metrics=Metrics())
+        self.looks = looks
+        self.requested: list[int] = []
+
+    def request(self) -> None:
+        self.requested.append(len(self.looks))
+
+
+async def test_a_change_that_goes_on_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is a bundle that is copied in place: at every look there is more of it, and once it is not there."""
+    looks: list[str] = []
+    coming = iter(["old", "old", "a piece", "two pieces", "", "a piece", "all", "all"])
+
+    def look(bundle: Path) -> str | None:
+        looks.append(next(coming, "all"))
+        return looks[-1] or None
+
+    monkeypatch.setattr("service.reload.signature", look)
+    reloader = Noting(looks)
+    watching = asyncio.create_task(reloader.watch(tmp_path, 0.001))
+    await asyncio.to_thread(wait_until, lambda: len(looks) >= 12)
+    watching.cancel()
+    assert reloader.requested == [8]
+
+
+def test_what_is_written_over_or_mended_is_another_whatever_its_size_and_time(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"old")
+    seen = [signature(tmp_path)]
+
+    def look() -> None:
+        seen.append(signature(tmp_path))
+        time.sleep(0.02)  # the system's own clock for files ticks a hundred times a second or more
+
+    time.sleep(0.02)
+    before = model.stat()
+    model.write_bytes(b"new")
+    os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
+    look()
+    model.chmod(0o400)
+    look()
+    shutil.copy2(model, tmp_path / "next")
+    (tmp_path / "next").replace(model)
+    look()
+    assert len(set(seen)) == len(seen)
+    model.read_bytes()
+    assert signature(tmp_path) == seen[-1]
+
+
+class Refusing:
+    """Refuses a bundle so many times, each for its reason."""
+
+    def __init__(self, *reasons: str) -> None:
+        self.reasons = list(reasons)
+        self.model = OtherModel()
+        self.loads = 0
+
+    def __call__(self, version: str) -> Loaded | None:
+        self.loads += 1
+        if self.reasons:
+            raise BundleError(self.reasons.pop(0))
+        return Loaded(self.model, Exhibits())
+
+
+async def change(bundle: Path) -> None:
+    """Have something change after the watch has begun."""
+    await asyncio.sleep(0.1)
+    (bundle / "manifest.json").write_text("{}")
+
+
+async def test_a_refused_bundle_is_tried_again_until_it_is_taken_and_the_log_says_each_reason_once(
+    tmp_path: Path, caplog: Any
+) -> None:
+    load, metrics = Refusing("no memory", "no memory", "no device"), Metrics()
+    swapped: list[Loaded] = []
+    reloader = Reloader(load, swapped.append, version="old", metrics=metrics)
+    watching = asyncio.create_task(reloader.watch(tmp_path, 0.02))
+    await change(tmp_path)
+    await asyncio.to_thread(wait_until, lambda: outcomes(metrics)["swapped"] == 1)
+    assert outcomes(metrics) == {"swapped": 1, "refused": 3, "unchanged": 0}
+    assert [caplog.text.count(reason) for reason in ("no memory", "no device")] == [1, 1]
+    await asyncio.sleep(0.5)
+    assert load.loads == 4  # what is taken is not tried again
+    watching.cancel()
+
+
+async def test_whoever_asks_for_a_reload_is_told_why_not_though_the_log_has_it_already(
+    tmp_path: Path, caplog: Any
+) -> None:
+    metrics = Metrics()
+    reloader = Reloader(Refusing("no memory", "no memory"), lambda _: None, version="old", metrics=metrics)
+    for _ in range(2):
+        reloader.request()
+        await asyncio.to_thread(wait_until, lambda: reloader._task is None)
+    assert outcomes(metrics)["refused"] == 2
+    assert caplog.text.count("no memory") == 2
+
+
+async def test_the_pauses_between_tries_grow_up_to_a_bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    load = Refusing(*["no memory"] * 100)
+    watching = asyncio.create_task(
+        Reloader(load, lambda _: None, version="old", metrics=Metrics()).watch(tmp_path, 0.05)
+    )
+    await change(tmp_path)
+    await asyncio.sleep(1.2)
+    assert 2 <= load.loads <= 6  # 0.05 s, 0.1 s, 0.2 s and so on, and not twenty times
+    monkeypatch.setattr("service.reload._LONGEST_PAUSE", 0.05)
+    before = load.loads
+    await asyncio.to_thread(wait_until, lambda: load.loads >= before + 10)
+    watching.cancel()
+
+
 def test_requests_under_way_end_with_the_model_that_they_began_with() -> None:
     old, new = FakeModel(), OtherModel()
     app: Any = create_app(Settings(), old, load=lambda version: Loaded(new, Exhibits()))
@@ -199,6 +315,27 @@ def test_a_watched_link_that_points_elsewhere_is_followed(tmp_path: Path) -> Non
         (tmp_path / "next").symlink_to("b")
         (tmp_path / "next").replace(tmp_path / "current")
         wait_until(lambda: served_version(service) == second)
+
+
+def test_a_watched_bundle_that_was_refused_is_served_once_it_is_mended(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "a")
+    second = write_tiny_bundle(tmp_path / "b", parity=tiny_parity(5)).manifest.version
+    model, intact = tmp_path / "b" / "model.onnx", (tmp_path / "b" / "model.onnx").read_bytes()
+    written = model.stat().st_mtime_ns
+
+    def write(content: bytes) -> None:
+        model.write_bytes(content)
+        os.utime(model, ns=(written, written))  # as `cp -p` does
+
+    write(bytes(len(intact)))
+    (tmp_path / "current").symlink_to("a")
+    with running(tmp_path / "current", tmp_path / "log", watch_bundle="0.1") as service:
+        (tmp_path / "next").symlink_to("b")
+        (tmp_path / "next").replace(tmp_path / "current")
+        wait_until(lambda: "the bundle is refused" in service.log.read_text())
+        write(intact)
+        wait_until(lambda: served_version(service) == second)
+        assert service.log.read_text().count("the bundle is refused") <= 2  # what is half written is another reason
 
 
 def test_closing_the_terminal_ends_the_service(tmp_path: Path) -> None:
