@@ -341,9 +341,12 @@ class DynamicBatcher(Generic[Item, Result]):
     def _seconds_until_answered(self, more: int) -> float:
         """Return how long it may take until all that is admitted, and so many more, are answered.
 
-        A run that lasts longer than that may last as long again.
+        Behind a full batch they are answered with what comes to fill theirs. A run that has lasted longer than all that
+        may last as long again.
         """
-        items, pace = self.depth + self._run_items + more, self._throughput.seconds_per_item
+        waiting, pace = self.depth + more, self._throughput.seconds_per_item
+        batches = math.ceil(waiting / self._max_batch_size)
+        items = self._run_items + (waiting if batches <= 1 else batches * self._max_batch_size)
         if pace is None:  # nobody has waited yet, and a batch may take little more than one item
             batch = min(items, self._max_batch_size)
             pace = self._length.least(batch) / max(1, batch) / self._runs_at_once
