@@ -49,6 +49,8 @@ _SILENCE = 1e-6
 """Seconds that an alarm keeps silent for each who waits."""
 _HEADROOM = 1.2
 """By how much the time until an answer may turn out longer than it looks when its item is admitted."""
+_BETWEEN_LOOKS = 0.05
+"""Seconds from one look through the whole queue to the next, at least, however many are refused meanwhile."""
 _OF_LATE = 2.0
 """Seconds after which what was seen of the pace counts for little."""
 
@@ -220,6 +222,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._running: list[_Run[Item, Result]] = []  # the one that began first, first
         self._halves: deque[list[_Entry[Item, Result]]] = deque()  # of batches that failed, each to be run by itself
         self._is_failing = False
+        self._next_look = 0.0
         self._wakeup: asyncio.Handle | None = None
         self._wakes_soon = False  # the handle is for the next turn, and nothing could be sooner
         self._closed = False
@@ -232,7 +235,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._executor = _threads(runs_at_once)
         self._alarm = _Alarm()
         metrics.queue_capacity.set(max_queue_size)
-        metrics.queue_depth.set_function(self._depth_of_the_living)
+        metrics.queue_depth.set_function(self._living)
         metrics.images_in_flight.set_function(lambda: self.depth + self._run_items + sum(map(len, self._halves)))
 
     @property
@@ -240,10 +243,16 @@ class DynamicBatcher(Generic[Item, Result]):
         """How many items are admitted and wait."""
         return len(self._queue) + self._reserved
 
-    def _depth_of_the_living(self) -> int:
+    def _living(self) -> int:
         """Return the depth, once those for whom nobody waits any more have left the queue."""
         self._queue = deque(entry for entry in self._queue if not entry.future.done())
         return self.depth
+
+    def _look_for_the_dead(self, now: float) -> None:
+        """Have them leave the queue before somebody is refused because of them."""
+        if now >= self._next_look:
+            self._next_look = now + _BETWEEN_LOOKS
+            self._living()
 
     @property
     def _run_items(self) -> int:
@@ -309,7 +318,9 @@ class DynamicBatcher(Generic[Item, Result]):
                 remedy="Send it to another instance.",
                 retry_after=1,
             )
-        if self.depth + count > self._max_queue_size and self._depth_of_the_living() + count > self._max_queue_size:
+        if self.depth + count > self._max_queue_size:
+            self._look_for_the_dead(monotonic())
+        if self.depth + count > self._max_queue_size:
             self._metrics.rejected_images.labels("queue_full").inc(count)
             raise QueueFull(
                 f"{self.depth} images wait, and at most {self._max_queue_size} may; there is no room for {count} more.",
@@ -323,10 +334,11 @@ class DynamicBatcher(Generic[Item, Result]):
         return Admission(self, count, deadline)
 
     def _refuse_if_too_late(self, count: int, deadline: float) -> None:
-        left = deadline - monotonic()
+        now = monotonic()
+        left = deadline - now
         if self._seconds_until_answered(count) * _HEADROOM <= left:
             return
-        self._depth_of_the_living()
+        self._look_for_the_dead(now)
         seconds = self._seconds_until_answered(count)
         if seconds * _HEADROOM <= left:
             return
@@ -432,7 +444,7 @@ class DynamicBatcher(Generic[Item, Result]):
             self._wakeup.cancel()
             self._wakeup = None
         if self._running:  # beside which a queue of this length had room, and for some of it nobody may wait any more
-            self._depth_of_the_living()
+            self._living()
             if not self._has_room:
                 return
         batch = self._take()
