@@ -14,6 +14,7 @@ from tests.service.fakes import picture
 
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.5)
 PICTURES = (0, 1, 2)
+START = re.compile(r"^process_start_time_seconds (\S+)$", re.MULTILINE)
 COUNT = re.compile(r'^evenkeel_requests_total\{route="/predict",status="200"\} (\S+)$', re.MULTILINE)
 
 
@@ -69,13 +70,14 @@ def answers(port: int) -> dict[str, Any]:
 
 
 def metrics(port: int) -> dict[str, Any]:
-    """Return the names of all metrics, and how many predictions each replica counts."""
-    names, counts = set[str](), set[float]()
+    """Return the names of all metrics, how many predictions each replica counts, and when each began."""
+    names, counts, starts = set[str](), set[float](), set[str]()
     for _ in range(20):
         text = get(port, "/metrics")
         names |= set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
         counts |= {float(count) for count in COUNT.findall(text)}
-    return {"names": sorted(names), "counts": sorted(counts)}
+        starts |= set(START.findall(text))
+    return {"names": sorted(names), "counts": sorted(counts), "starts": sorted(starts)}
 
 
 class Load:

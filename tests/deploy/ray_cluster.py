@@ -1,4 +1,5 @@
-"""A Ray cluster of two nodes on this machine, a replica on each; one node dies under load, then the rest drains.
+"""A Ray cluster of two nodes on this machine, a replica on each; under load one replica is not ready any more and is
+replaced, then one node dies; then the rest drains.
 
 `python -m tests.deploy.ray_cluster BUNDLE PORT RESULTS` writes what it saw as JSON. A process of its own, as Ray leaves
 threads and warnings behind.
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,44 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from deploy.ray.application import application
+import deploy.ray.application
+from deploy.ray.application import Evenkeel, application
 from tests.deploy.ray_clients import Load, answers, ask, metrics
 
+REPLICAS = 2
 UNDER_WAY = 0.15
 """Seconds after which requests are at a replica, whose batcher waits longer than that for a fuller batch."""
+
+
+class Unwell(Evenkeel):
+    """A replica that is not ready any more once it finds a file of that name; whoever finds it first takes it away."""
+
+    file: Path
+
+    async def check_health(self) -> None:
+        """Raise what Ray takes as 'not healthy'."""
+        with suppress(FileNotFoundError):
+            self.file.unlink()
+            self.app.service.readiness.suspend("The model has stopped answering.")
+        await super().check_health()
+
+
+def both(port: int, *, before: Collection[str] = ()) -> set[str]:
+    """Wait until Ray has both replicas answer, and not the two from before; return when each began."""
+    deadline, starts = time.monotonic() + 60, set[str]()
+    while len(starts) < REPLICAS and time.monotonic() < deadline:
+        starts |= set(metrics(port)["starts"])
+        if starts <= set(before):
+            starts.clear()
+    return starts
+
+
+def replace_one(port: int, file: Path) -> dict[str, int]:
+    """Have one replica be not ready, and tell how many stay and how many come in its place."""
+    before = both(port)
+    file.touch()
+    after = both(port, before=before)
+    return {"stay": len(before & after), "come": len(after - before)}
 
 
 def kill(cluster: Cluster, node: Any) -> None:
@@ -54,11 +89,14 @@ def story(cluster: Cluster, node: Any, bundle: Path, port: int) -> dict[str, Any
     """Tell the whole."""
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    arguments = {"bundle": str(bundle), "min_replicas": 2, "max_replicas": 2, "max_replicas_per_node": 1, "cpus": 1}
-    serve.run(application(arguments), name="evenkeel", logging_config={"log_level": "ERROR"})
+    replicas = {"min_replicas": REPLICAS, "max_replicas": REPLICAS, "max_replicas_per_node": 1, "cpus": 1}
+    Unwell.file = bundle.parent / "unwell"
+    deploy.ray.application.Evenkeel = Unwell  # type: ignore[misc]
+    serve.run(application({"bundle": str(bundle), **replicas}), name="evenkeel", logging_config={"log_level": "ERROR"})
     seen: dict[str, Any] = {"answers": answers(port), "metrics": metrics(port)}
     load = Load(port, seen["answers"])
     time.sleep(1)
+    seen["replaced"] = replace_one(port, Unwell.file)
     load.burst()
     time.sleep(UNDER_WAY)
     kill(cluster, node)
@@ -74,7 +112,7 @@ def main() -> None:
     try:
         seen = story(cluster, cluster.add_node(**small), bundle, port)
         results.write_text(json.dumps(seen))
-        print(seen["load"], seen["drained"], seen["metrics"]["counts"])
+        print(seen["load"], seen["replaced"], seen["drained"], seen["metrics"]["counts"])
     finally:
         with suppress(Exception):
             serve.shutdown()

@@ -33,13 +33,62 @@ ENVIRONMENT = {
     "EVENKEEL_DRAIN_DELAY": "0",
 }
 
+CONFIGURATION = """
+import asyncio, json
+from ray.serve.deployment import deployment_to_schema
+from deploy.ray.application import Evenkeel, application
+from service.app import create_app
+from service.settings import Settings
+from tests.service.fakes import FakeModel
+
+arguments = {"bundle": "anywhere", "min_replicas": 2, "max_replicas": 5, "max_replicas_per_node": 1}
+deployment = application(arguments)._bound_deployment
+replica = Evenkeel()
+replica.app = create_app(Settings(), FakeModel())
+
+def health():
+    try:
+        return asyncio.run(replica.check_health())
+    except RuntimeError as reason:
+        return str(reason)
+
+seen = [health()]
+for change in ("welcome", "suspend", "resume", "end"):
+    getattr(replica.app.service.readiness, change)(*["stuck"] * (change == "suspend"))
+    seen.append(health())
+same = deployment.func_or_class.check_health is Evenkeel.check_health
+print(json.dumps([deployment_to_schema(deployment).model_dump(mode="json"), seen, same], default=repr))
+"""
+"""In a process of its own, as Ray leaves threads and warnings behind."""
+
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray has no wheel for this platform")
+def test_ray_is_told_when_to_scale_whom_to_replace_and_how_long_to_wait() -> None:
+    settings = {"MAX_BATCH_SIZE": "7", "MAX_QUEUE_SIZE": "50", "DRAIN_DELAY": "3", "SHUTDOWN_TIMEOUT": "20"}
+    environment = os.environ | ENVIRONMENT | {f"EVENKEEL_{name}": value for name, value in settings.items()}
+    process = subprocess.run(
+        [sys.executable, "-c", CONFIGURATION], cwd=ROOT, env=environment, capture_output=True, timeout=60, check=False
+    )
+    assert process.returncode == 0, process.stderr.decode()
+    deployment, health, is_asked_for_it = json.loads(process.stdout)
+    scaling = deployment["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (2, 5, 7)
+    assert deployment["max_replicas_per_node"] == 1
+    assert deployment["max_ongoing_requests"] > 50 + 7  # the replica itself says 429, with the time to come again
+    assert deployment["max_queued_requests"] == 50
+    assert is_asked_for_it
+    assert health == ["The service is starting.", None, "stuck", None, "The service is shutting down."]
+    assert deployment["health_check_period_s"] == 2
+    assert deployment["graceful_shutdown_wait_loop_s"] == 3
+    assert deployment["graceful_shutdown_timeout_s"] > 3 + 20 + 6  # the last write may take six
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray has no wheel for this platform")
 @pytest.mark.skipif(sys.platform != "linux", reason="a node's processes are found in /proc")
 @pytest.mark.timeout(180)
-def test_a_node_dies_under_load_and_no_accepted_request_is_lost(tmp_path: Path) -> None:
+def test_a_replica_is_not_ready_a_node_dies_under_load_and_no_accepted_request_is_lost(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "tiny").path
     database = {"EVENKEEL_DATABASE_URL": f"sqlite:///{tmp_path}/ray.sqlite"}
     results, log = tmp_path / "seen.json", tmp_path / "ray.log"
@@ -65,6 +114,7 @@ def test_a_node_dies_under_load_and_no_accepted_request_is_lost(tmp_path: Path) 
     assert (load["lost"], load["wrong"]) == (0, 0), load
     assert load["statuses"].keys() == {"200", "503"}, load
     assert load["codes"].keys() == {"replica_lost"}, load
+    assert seen["replaced"] == {"stay": 1, "come": 1}
     assert seen["drained"] == {"200": 8}
 
 
