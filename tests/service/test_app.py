@@ -1,15 +1,25 @@
 import re
 import subprocess
 import sys
+import threading
+import time
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from service.app import create_app
+from service.detector import Detector
+from service.exhibits import Exhibits
+from service.front_door import FrontDoor
+from service.model import Model
+from service.reload import Loaded
 from service.schemas import ErrorResponse, ModelResponse
+from service.scoring import Branches
 from service.settings import Settings
-from tests.service.fakes import FakeModel, picture
+from tests.service.fakes import FakeDetector, FakeModel, picture
 
 
 @pytest.fixture
@@ -148,3 +158,53 @@ def test_the_service_loads_nothing_of_training() -> None:
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+class Threaded(FakeModel):
+    """Takes so many seconds for a run, and notes in which thread it is."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.threads: list[str] = []
+
+    def branches(self, images: NDArray[np.uint8]) -> Branches:
+        self.threads.append(threading.current_thread().name.partition("_")[0])
+        time.sleep(self.seconds)
+        return super().branches(images)
+
+
+def predict(client: TestClient, count: int = 1) -> None:
+    files = [("image", ("a.png", picture(), "image/png"))] * count
+    assert client.post("/predict", files=files).status_code == 200
+
+
+def swap(client: TestClient, app: FrontDoor, model: Model | Detector) -> None:
+    assert app.reloader
+    client.portal.call(app.reloader._swap, Loaded(model, Exhibits()))  # type: ignore[union-attr]
+
+
+def test_another_model_is_run_in_a_thread_until_its_own_pace_is_known() -> None:
+    old, new, slow = Threaded(), Threaded(), Threaded(0.01)
+    app = create_app(Settings(), old, load=lambda version: None)
+    with TestClient(app) as client:
+        for model in (old, new, slow):
+            swap(client, app, model)
+            for _ in range(60):
+                predict(client)
+            assert set(model.threads[:50]) == {"inference"}
+    assert len(set(old.threads)) == len(set(new.threads)) == 2  # known to be brief, they hold up the loop
+    assert set(slow.threads) == {"inference"}
+
+
+def test_another_model_has_batches_of_its_own_size() -> None:
+    app = create_app(Settings(max_batch_size=4), FakeModel(), load=lambda version: None)
+
+    def runs(client: TestClient, model: Model | Detector) -> float:
+        swap(client, app, model)
+        before = app.service.metrics.registry.get_sample_value("evenkeel_batch_size_count") or 0.0
+        predict(client, 4)
+        return (app.service.metrics.registry.get_sample_value("evenkeel_batch_size_count") or 0.0) - before
+
+    with TestClient(app) as client:
+        assert [runs(client, model) for model in (FakeModel(), FakeDetector(), FakeModel())] == [1, 4, 1]

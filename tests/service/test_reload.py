@@ -21,10 +21,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+import service.loading
 from service.app import create_app
-from service.bundle import BundleError, InputSpec
+from service.bundle import Bundle, BundleError, InputSpec
+from service.detector import Detector
 from service.exhibits import Exhibits
+from service.loading import load_bundle
 from service.metrics import Metrics
+from service.model import Model
 from service.reload import Loaded, Reloader, signature
 from service.settings import Settings
 from tests.service.fakes import FakeModel, make_manifest, picture
@@ -217,6 +221,25 @@ async def test_the_pauses_between_tries_grow_up_to_a_bound(monkeypatch: pytest.M
     before = load.loads
     await asyncio.to_thread(wait_until, lambda: load.loads >= before + 10)
     watching.cancel()
+
+
+def test_a_bundle_that_changes_while_it_is_loaded_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was loaded may be of both: the one that was verified, and the one that came."""
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    load, settings = service.loading._load_model, Settings(provider="cpu")
+    others = [tiny_parity(5)]
+
+    def change(intact: Bundle, settings: Settings) -> Model | Detector:
+        while others:
+            write_tiny_bundle(tmp_path / "tiny", parity=others.pop())
+        return load(intact, settings)
+
+    monkeypatch.setattr("service.loading._load_model", change)
+    with pytest.raises(BundleError, match="was changed while it was loaded"):
+        load_bundle(bundle.path, settings, "")
+    loaded = load_bundle(bundle.path, settings, "")
+    assert loaded and loaded.model.manifest.version != bundle.manifest.version
+    assert load_bundle(bundle.path, settings, loaded.model.manifest.version) is None
 
 
 def test_requests_under_way_end_with_the_model_that_they_began_with() -> None:
