@@ -344,12 +344,12 @@ def test_a_connection_does_not_keep_a_body_that_was_answered(service: Process) -
         pages = int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    talks = [Talk(service) for _ in range(8)]
+    talks = [Talk(service) for _ in range(40)]
     before = resident()
     for talk in talks:
-        talk.send(*request(PIXELS[:1], size=16 << 20))
+        talk.send(*request(PIXELS[:1], size=4 << 20))
         talk.hear_logits(PIXELS[:1])
-    assert resident() - before < 64  # MiB: a few of eight bodies of 16
+    assert resident() - before < 64  # MiB: a few of forty bodies of 4
     for talk in talks:
         talk.send(*request(PIXELS[:1]))
         talk.hear_logits(PIXELS[:1])
