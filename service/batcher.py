@@ -90,15 +90,17 @@ class _Throughput:
         self._items = self._seconds = 0.0
         self._since: float | None = None
 
-    def leave(self, now: float, count: int, *, others: bool) -> None:
-        """Note that so many are answered, and whether others are there."""
+    def leave(self, now: float, count: int) -> None:
+        """Note that so many are answered."""
         if self._since is not None:
             seconds = now - self._since
             kept = math.exp(-seconds / _OF_LATE)
             self._seconds, self._items = kept * self._seconds + seconds, kept * self._items + count
-        self._since = now if others else None
-        if not others:
-            self._items = self._seconds = 0.0
+        self._since = now
+
+    def forget(self) -> None:
+        """Note that nobody is there: the time until somebody leaves again tells nothing."""
+        self._items, self._seconds, self._since = 0.0, 0.0, None
 
     @property
     def seconds_per_item(self) -> float | None:
@@ -533,8 +535,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._runs += 1
         self._metrics.inference_seconds.observe(seconds)
         is_answered = len(batch) == 1 or not isinstance(outcome, ServiceError)
-        others = bool(self._queue or self._halves or self._running or self._reserved)
-        self._throughput.leave(monotonic(), len(batch) * is_answered, others=others or not is_answered)
+        self._throughput.leave(monotonic(), len(batch) * is_answered)
         if isinstance(outcome, ServiceError):
             self._fail(batch, outcome)
         else:
@@ -568,6 +569,7 @@ class DynamicBatcher(Generic[Item, Result]):
         if self._queue or self._halves:
             self._wake()
         elif not self._running and not self._reserved:
+            self._throughput.forget()
             self._idle.set()
 
     @staticmethod

@@ -507,6 +507,29 @@ async def test_what_was_slow_once_is_forgotten_when_nobody_is_there(make: Make) 
         assert len(await asyncio.gather(*(ask(batcher, item, seconds=0.2) for item in range(8)))) == 8
 
 
+async def test_a_pause_after_which_nobody_was_there_tells_nothing_of_the_pace(make: Make) -> None:
+    def run(items: list[int]) -> list[str]:
+        time.sleep(0.01 * len(items))
+        return [f"item {item}" for item in items]
+
+    batcher = make(run, max_queue_size=32)
+    for leaves in ("by being cancelled", "before it is queued"):
+        crowd = await ask_many(batcher, *range(12))
+        if leaves == "by being cancelled":
+            for task in crowd[4:]:
+                task.cancel()
+        else:
+            with batcher.admit(1):
+                await asyncio.gather(*crowd)
+        await asyncio.gather(*crowd, return_exceptions=True)
+        await until(lambda: batcher.depth == 0)
+        await asyncio.sleep(0.5)
+        again = await ask_many(batcher, *range(24))
+        await until(lambda: any(task.done() for task in again))
+        assert await ask(batcher, 24, seconds=1) == ["item 24"], leaves
+        await asyncio.gather(*again)
+
+
 async def test_admission_is_all_or_nothing(make: Make) -> None:
     batcher = make(max_queue_size=4)
     with batcher.admit(3):
