@@ -51,6 +51,8 @@ _HEADROOM = 1.2
 """By how much the time until an answer may turn out longer than it looks when its item is admitted."""
 _BETWEEN_LOOKS = 0.05
 """Seconds from one look through the whole queue to the next, at least, however many are refused meanwhile."""
+_CROWD = 8
+"""Items by which all stages are busy, or nearly so: how fast they leave then tells what can be done."""
 _OF_LATE = 2.0
 """Seconds after which what was seen of the pace counts for little."""
 
@@ -78,10 +80,11 @@ class _Run(Generic[Item, Result]):
 
 
 class _Throughput:
-    """Seconds for each item that leaves while others are there, of late: what the slowest stage lets through.
+    """Seconds for each item that leaves while a crowd is there, of late: what the slowest stage lets through.
 
-    What a run takes says less: what comes before it, such as decoding, may be slower, and two may run at once. Once
-    nobody is there it is forgotten: who comes then is not refused for what was.
+    What a run takes says less: what comes before it, such as decoding, may be slower, and two may run at once. Where
+    few are there, what passes between two says how seldom they come or how long one takes, and not how many could. So
+    it is forgotten once there is no crowd: who comes then is not refused for what was.
     """
 
     __slots__ = ("_items", "_seconds", "_since")
@@ -90,16 +93,18 @@ class _Throughput:
         self._items = self._seconds = 0.0
         self._since: float | None = None
 
-    def leave(self, now: float, count: int) -> None:
-        """Note that so many are answered."""
+    def leave(self, now: float, count: int, *, others: int) -> None:
+        """Note that so many are answered, and how many others are there."""
         if self._since is not None:
             seconds = now - self._since
             kept = math.exp(-seconds / _OF_LATE)
             self._seconds, self._items = kept * self._seconds + seconds, kept * self._items + count
         self._since = now
+        if others < _CROWD:
+            self.forget()
 
     def forget(self) -> None:
-        """Note that nobody is there: the time until somebody leaves again tells nothing."""
+        """Note that there is no crowd."""
         self._items, self._seconds, self._since = 0.0, 0.0, None
 
     @property
@@ -361,7 +366,7 @@ class DynamicBatcher(Generic[Item, Result]):
         waiting, pace = self.depth + more, self._throughput.seconds_per_item
         batches = math.ceil(waiting / self._max_batch_size)
         items = self._run_items + (waiting if batches <= 1 else batches * self._max_batch_size)
-        if pace is None:  # nobody has waited yet, and a batch may take little more than one item
+        if pace is None:  # no crowd has waited yet, and a batch may take little more than one item
             batch = min(items, self._max_batch_size)
             pace = self._length.least(batch) / max(1, batch) / self._runs_at_once
         age = monotonic() - self._running[0].started if self._running else 0.0
@@ -535,7 +540,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._runs += 1
         self._metrics.inference_seconds.observe(seconds)
         is_answered = len(batch) == 1 or not isinstance(outcome, ServiceError)
-        self._throughput.leave(monotonic(), len(batch) * is_answered)
+        self._throughput.leave(monotonic(), len(batch) * is_answered, others=self.depth + self._run_items)
         if isinstance(outcome, ServiceError):
             self._fail(batch, outcome)
         else:

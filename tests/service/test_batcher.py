@@ -525,9 +525,30 @@ async def test_a_pause_after_which_nobody_was_there_tells_nothing_of_the_pace(ma
         await until(lambda: batcher.depth == 0)
         await asyncio.sleep(0.5)
         again = await ask_many(batcher, *range(24))
-        await until(lambda: any(task.done() for task in again))
+        await one_of(again)
         assert await ask(batcher, 24, seconds=1) == ["item 24"], leaves
         await asyncio.gather(*again)
+
+
+async def test_how_long_one_takes_that_is_there_by_itself_tells_nothing_of_the_pace(make: Make) -> None:
+    def run(items: list[int]) -> list[str]:
+        time.sleep(0.01 * len(items))
+        return [f"item {item}" for item in items]
+
+    batcher, pool, last = make(run, max_queue_size=64), ThreadPoolExecutor(1), threading.Event()
+    slow = asyncio.create_task(held(batcher.admit(1), 0, lambda item: pool.submit(lambda: last.wait(5) and item)))
+    assert await ask(batcher, 1) == ["item 1"]  # beside it
+    await asyncio.sleep(0.5)
+    crowd = await ask_many(batcher, *range(24))
+    await one_of(crowd)
+    assert await ask(batcher, 24, seconds=1) == ["item 24"]
+    last.set()
+    await asyncio.gather(slow, *crowd)
+    pool.shutdown()
+
+
+async def one_of(tasks: list[asyncio.Task[list[str]]]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def test_admission_is_all_or_nothing(make: Make) -> None:
