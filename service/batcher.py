@@ -134,6 +134,11 @@ class _Length:
     def of(self, count: int) -> float:
         return max(count * self._each, self._quickest)
 
+    @property
+    def each(self) -> float:
+        """The share of an item in the run that took least for each; 0: there was none."""
+        return self._each if self._largest else 0.0
+
     def least(self, count: int) -> float:
         """Return what a run takes at least; a larger one than was ever seen takes at least what those did."""
         return max(min(count, self._largest) * self._each, self._quickest) if self._largest else 0.0
@@ -366,9 +371,8 @@ class DynamicBatcher(Generic[Item, Result]):
         waiting, pace = self.depth + more, self._throughput.seconds_per_item
         batches = math.ceil(waiting / self._max_batch_size)
         items = self._run_items + (waiting if batches <= 1 else batches * self._max_batch_size)
-        if pace is None:  # no crowd has waited yet, and a batch may take little more than one item
-            batch = min(items, self._max_batch_size)
-            pace = self._length.least(batch) / max(1, batch) / self._runs_at_once
+        if pace is None:  # no crowd has waited yet; that a batch takes less than its items each tells the next of them
+            pace = self._length.each / self._runs_at_once
         age = monotonic() - self._running[0].started if self._running else 0.0
         return max(items * pace, age)
 

@@ -98,7 +98,7 @@ async def test_where_decoding_is_what_takes_long_its_pace_says_who_is_too_late(
         for _ in range(10):
             assert (await send(service.port, large)).status == 200
         rate = 10 / (time.monotonic() - begin)
-        answers = await at_a_rate(service.port, [large], rate=2 * rate, count=round(12 * rate))
+        answers = await at_a_rate(service.port, [large], rate=4 * rate, count=round(24 * rate))
     found = statuses(answers)
     assert found.keys() <= {200, 429, 504}
     assert found[200] > 3 * rate  # of six seconds' worth; none but the first were answered before

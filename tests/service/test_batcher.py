@@ -436,7 +436,7 @@ async def test_what_no_run_could_answer_in_time_is_not_run(make: Make, metrics: 
         return [f"item {item}" for item in items]
 
     batcher = make(run)
-    await ask(batcher, 0)
+    await ask(batcher, 0, 0, 0, 0)
     first = await ask_many(batcher, 1)
     late = asyncio.create_task(ask(batcher, 2, 3, seconds=0.15))  # 0.08 of the first, and 0.1 of its own
     await asyncio.sleep(0.01)
@@ -444,7 +444,7 @@ async def test_what_no_run_could_answer_in_time_is_not_run(make: Make, metrics: 
     with pytest.raises(DeadlineExceeded):
         await late
     await asyncio.gather(*first, *others)
-    assert runs == [[0], [1], [4]]
+    assert runs == [[0, 0, 0, 0], [1], [4]]
     assert total(metrics, "evenkeel_rejected_images_total", reason="deadline_exceeded") == 2
 
 
