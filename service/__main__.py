@@ -15,6 +15,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["serve"]:
 import asyncio
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -35,7 +36,7 @@ from service.connections import Connection
 from service.cores import keep_linear_algebra_to_its_thread
 from service.front_door import FrontDoor
 from service.listening import CannotListen, bind, is_open_to_others, listen, ready_for_crowds
-from service.loading import load_bundle, reloading
+from service.loading import Reloading, load_bundle
 from service.memory import return_large_blocks, return_what_is_free
 from service.session import ProviderUnavailable
 from service.settings import Settings, misspelt
@@ -103,7 +104,11 @@ def serve(  # noqa: PLR0917 - typer needs them so
         loaded = load_bundle(bundle, settings, "")
         assert loaded is not None, "no bundle has an empty version"
         app = create_app(
-            settings, loaded.model, loaded.exhibits, load=reloading(bundle, settings, loaded), bundle=bundle
+            settings,
+            loaded.model,
+            loaded.exhibits,
+            load=Reloading(bundle, settings, loaded.model.provider),
+            bundle=bundle,
         )
         del loaded  # a new bundle takes its place one day
         listen(sockets, settings.host, settings.port)
@@ -210,7 +215,7 @@ def _run(app: FrontDoor, settings: Settings, sockets: list[socket.socket]) -> No
         proxy_headers=False,  # nothing here asks for a client's address
         http=Connection,
         ws="none",
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
+        timeout_graceful_shutdown=max(1, math.ceil(settings.shutdown_timeout)),
     )
     server = DrainingServer(config, app)
     if hasattr(signal, "SIGHUP"):

@@ -203,9 +203,10 @@ def _pace_of(served: Model | Detector, settings: Settings) -> dict[str, Any]:
 
 
 def _judge_by(service: Service) -> None:
-    """Have the batcher learn from runs of the model that is served alone."""
-    predictor = service.predictor
+    """Have the batcher learn from runs of the model that is served alone, and know of what is prepared for it."""
+    predictor, decoder, readers = service.predictor, service.decoder, service.readers
     service.batcher.counts = lambda work: work.predictor is predictor
+    service.batcher.seconds_until_prepared = lambda: max(decoder.busy(), readers.busy())
 
 
 def _parts_of(served: Model | Detector, exhibits: Exhibits, settings: Settings) -> dict[str, Any]:

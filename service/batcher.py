@@ -35,6 +35,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueFull, ServiceError, ShuttingDown
 from service.metrics import Metrics
+from service.pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +52,6 @@ _HEADROOM = 1.2
 """By how much the time until an answer may turn out longer than it looks when its item is admitted."""
 _BETWEEN_LOOKS = 0.05
 """Seconds from one look through the whole queue to the next, at least, however many are refused meanwhile."""
-_CROWD = 8
-"""Items by which all stages are busy, or nearly so: how fast they leave then tells what can be done."""
-_OF_LATE = 2.0
-"""Seconds after which what was seen of the pace counts for little."""
 
 Item = TypeVar("Item")
 Part = TypeVar("Part")
@@ -79,40 +76,6 @@ class _Run(Generic[Item, Result]):
     started: float
 
 
-class _Throughput:
-    """Seconds for each item that leaves while a crowd is there, of late: what the slowest stage lets through.
-
-    What a run takes says less: what comes before it, such as decoding, may be slower, and two may run at once. Where
-    few are there, what passes between two says how seldom they come or how long one takes, and not how many could. So
-    it is forgotten once there is no crowd: who comes then is not refused for what was.
-    """
-
-    __slots__ = ("_items", "_seconds", "_since")
-
-    def __init__(self) -> None:
-        self._items = self._seconds = 0.0
-        self._since: float | None = None
-
-    def leave(self, now: float, count: int, *, others: int) -> None:
-        """Note that so many are answered, and how many others are there."""
-        if self._since is not None:
-            seconds = now - self._since
-            kept = math.exp(-seconds / _OF_LATE)
-            self._seconds, self._items = kept * self._seconds + seconds, kept * self._items + count
-        self._since = now
-        if others < _CROWD:
-            self.forget()
-
-    def forget(self) -> None:
-        """Note that there is no crowd."""
-        self._items, self._seconds, self._since = 0.0, 0.0, None
-
-    @property
-    def seconds_per_item(self) -> float | None:
-        """None: not known."""
-        return self._seconds / self._items if self._items else None
-
-
 class _Length:
     """How long a run would take on the event loop, by the clock.
 
@@ -133,11 +96,6 @@ class _Length:
 
     def of(self, count: int) -> float:
         return max(count * self._each, self._quickest)
-
-    @property
-    def each(self) -> float:
-        """The share of an item in the run that took least for each; 0: there was none."""
-        return self._each if self._largest else 0.0
 
     def least(self, count: int) -> float:
         """Return what a run takes at least; a larger one than was ever seen takes at least what those did."""
@@ -206,6 +164,7 @@ class DynamicBatcher(Generic[Item, Result]):
         callers: how many callers there are, those among them that have not come as far as the queue.
         is_ending: whether the service ends; who is cancelled then has not left.
         counts: whether the run of an item tells how long runs take: those of a former model do not.
+        seconds_until_prepared: how long it takes until all that items are made of by now is made.
     """
 
     def __init__(
@@ -222,6 +181,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self.callers: Callable[[], int] = lambda: _MANY
         self.is_ending: Callable[[], bool] = lambda: False
         self.counts: Callable[[Item], bool] = lambda item: True
+        self.seconds_until_prepared: Callable[[], float] = lambda: 0.0
         self._run_batch = run_batch
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
@@ -241,7 +201,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._stopped = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._throughput = _Throughput()
+        self._pace = Pace()
         self._length = _Length()
         self._runs_at_once = runs_at_once
         self._executor = _threads(runs_at_once)
@@ -310,7 +270,7 @@ class DynamicBatcher(Generic[Item, Result]):
             self._executor.shutdown(wait=False)  # what runs goes on to its end
             self._runs_at_once, self._executor = runs_at_once, _threads(runs_at_once)
         self._runs = 0
-        self._throughput, self._length = _Throughput(), _Length()
+        self._pace, self._length = Pace(), _Length()
 
     def admit(self, count: int, *, deadline: float = math.inf) -> "Admission[Item, Result]":
         """Reserve places for `count` items, or refuse; a context manager whose end gives unused places back.
@@ -337,9 +297,9 @@ class DynamicBatcher(Generic[Item, Result]):
             raise QueueFull(
                 f"{self.depth} images wait, and at most {self._max_queue_size} may; there is no room for {count} more.",
                 remedy="Try again after the seconds that Retry-After says.",
-                retry_after=math.ceil(self._seconds_until_answered(0)) or 1,
+                retry_after=self._retry_after(),
             )
-        if self.depth or self._running:
+        if self._queue or self._running:
             self._refuse_if_too_late(count, deadline)
         self._reserved += count
         self._idle.clear()
@@ -347,34 +307,37 @@ class DynamicBatcher(Generic[Item, Result]):
 
     def _refuse_if_too_late(self, count: int, deadline: float) -> None:
         now = monotonic()
-        left = deadline - now
-        if self._seconds_until_answered(count) * _HEADROOM <= left:
+        if self._seconds_until_run(count, now) * _HEADROOM <= deadline - now:
             return
         self._look_for_the_dead(now)
-        seconds = self._seconds_until_answered(count)
-        if seconds * _HEADROOM <= left:
-            return
-        self._metrics.rejected_images.labels("queue_full").inc(count)
-        raise QueueFull(
-            f"{self.depth + self._run_items} images are before it, and it would take about {seconds:.1f} s until the "
-            "answer: longer than this request may take.",
+        seconds = self._seconds_until_run(count, now)
+        if seconds * _HEADROOM > deadline - now:
+            raise self._too_late(count, seconds)
+
+    def _too_late(self, count: int, seconds: float) -> QueueFull:
+        """Return the refusal of items that would be answered after so many seconds only, and count it."""
+        self._metrics.rejected_images.labels("too_late").inc(count)
+        return QueueFull(
+            f"It would take about {seconds:.1f} s until the answer, by the pace of those before: longer than this "
+            "request may take.",
             remedy="Try again after the seconds that Retry-After says, or allow more time.",
-            retry_after=math.ceil(self._seconds_until_answered(0)) or 1,
+            retry_after=self._retry_after(),
         )
 
-    def _seconds_until_answered(self, more: int) -> float:
-        """Return how long it may take until all that is admitted, and so many more, are answered.
+    def _retry_after(self) -> int:
+        return math.ceil(max(self._seconds_until_run(0, monotonic()), self.seconds_until_prepared())) or 1
 
-        Behind a full batch they are answered with what comes to fill theirs. A run that has lasted longer than all that
-        may last as long again.
+    def _seconds_until_run(self, more: int, now: float) -> float:
+        """Return how long it may take until what waits to be run, and so many more, are answered.
+
+        What is still prepared may be overtaken. Behind a full batch items are answered with what comes to fill theirs.
+        A run that has lasted longer than all that may last as long again.
         """
-        waiting, pace = self.depth + more, self._throughput.seconds_per_item
+        waiting, under_way = len(self._queue) + more, self._run_items + sum(map(len, self._halves))
         batches = math.ceil(waiting / self._max_batch_size)
-        items = self._run_items + (waiting if batches <= 1 else batches * self._max_batch_size)
-        if pace is None:  # no crowd has waited yet; that a batch takes less than its items each tells the next of them
-            pace = self._length.each / self._runs_at_once
-        age = monotonic() - self._running[0].started if self._running else 0.0
-        return max(items * pace, age)
+        items = under_way + (waiting if batches <= 1 else batches * self._max_batch_size)
+        age = now - self._running[0].started if self._running else 0.0
+        return max(items * self._pace.seconds / self._runs_at_once, age)
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - shields nothing, only bounds the drain
         """Admit nothing more, finish what is admitted, then stop; after `timeout` seconds the rest gets an error."""
@@ -516,19 +479,23 @@ class DynamicBatcher(Generic[Item, Result]):
     def _take(self) -> list[_Entry[Item, Result]]:
         if self._halves:
             return [entry for entry in self._halves.popleft() if not entry.future.done()]
+        while batch := self._next_of_the_queue():
+            soonest = monotonic() + self._length.least(len(batch))
+            late = [entry for entry in batch if entry.deadline < soonest]
+            if not late or (len(late) == len(batch) and not self._queue):
+                return batch  # a run may be quicker than those before it, and nobody is kept waiting
+            self._metrics.rejected_images.labels(DeadlineExceeded.code).inc(len(late))
+            self._answer_all(late, DeadlineExceeded())
+            if len(late) < len(batch):
+                return [entry for entry in batch if not entry.future.done()]
+        return []
+
+    def _next_of_the_queue(self) -> list[_Entry[Item, Result]]:
         batch: list[_Entry[Item, Result]] = []
-        late: list[_Entry[Item, Result]] = []
-        soonest = monotonic() + self._length.least(min(len(self._queue), self._max_batch_size))
         while self._queue and len(batch) < self._max_batch_size:
             entry = self._queue.popleft()
             if not entry.future.done():
-                (late if entry.deadline < soonest else batch).append(entry)
-        if not batch:  # nobody is kept waiting, and a run may be quicker than those before it
-            self._queue.extendleft(reversed(late[self._max_batch_size :]))
-            return late[: self._max_batch_size]
-        if late:
-            self._metrics.rejected_images.labels(DeadlineExceeded.code).inc(len(late))
-            self._answer_all(late, DeadlineExceeded())
+                batch.append(entry)
         return batch
 
     def _finish(
@@ -543,13 +510,12 @@ class DynamicBatcher(Generic[Item, Result]):
         self._running.remove(run)
         self._runs += 1
         self._metrics.inference_seconds.observe(seconds)
-        is_answered = len(batch) == 1 or not isinstance(outcome, ServiceError)
-        self._throughput.leave(monotonic(), len(batch) * is_answered, others=self.depth + self._run_items)
         if isinstance(outcome, ServiceError):
             self._fail(batch, outcome)
         else:
             self._is_failing = False
             if all(self.counts(entry.item) for entry in batch):
+                self._pace.observe(seconds, len(batch))
                 self._length.observe(seconds, len(batch), on_loop=on_loop)
             if not self._is_brief(min(len(self._queue), self._max_batch_size)):
                 self._wake()  # before whoever writes an answer: a long run need not wait for it
@@ -578,7 +544,6 @@ class DynamicBatcher(Generic[Item, Result]):
         if self._queue or self._halves:
             self._wake()
         elif not self._running and not self._reserved:
-            self._throughput.forget()
             self._idle.set()
 
     @staticmethod
@@ -643,6 +608,7 @@ class Admission(Generic[Item, Result]):
         self,
         begun: Iterable[Part | Future[Part]],
         *,
+        busy: Callable[[], float] = lambda: 0.0,
         when_long: Callable[[], None] | None = None,
     ) -> list[Part]:
         """Return what the items are made of, in order.
@@ -650,22 +616,24 @@ class Admission(Generic[Item, Result]):
         Args:
             begun: for each item what it is made of, or the work in a pool of threads that makes it; taken one by one,
                 and others have their turn of the loop in between.
+            busy: how long the pool is busy with the work of others.
             when_long: as `run` takes it.
 
         Raises:
+            QueueFull: there is work to be made, and that of others would take until the deadline.
             DeadlineExceeded, ClientLeft: it is too late, or nobody waits; what has not begun is dropped.
         """
         parts: list[Part | Future[Part]] = []
-        rest = iter(begun)
+        rest, others = iter(begun), busy()
         if self._reserved == 1:
             (part,) = rest
             if not isinstance(part, Future):
                 return [part]
-            parts.append(self._noted(part))
+            parts.append(self._noted(part, others))
         self._await(when_long)
         try:
             for part in rest:
-                parts.append(self._noted(part))
+                parts.append(self._noted(part, others))
                 await asyncio.sleep(0)
                 self._refuse_if_given_up()
             return [await self._made(part) if isinstance(part, Future) else part for part in parts]
@@ -675,10 +643,18 @@ class Admission(Generic[Item, Result]):
         finally:
             self._await_no_longer()
 
-    def _noted(self, part: Part | Future[Part]) -> Part | Future[Part]:
+    def _noted(self, part: Part | Future[Part], others: float) -> Part | Future[Part]:
         if isinstance(part, Future):
             self._under_way.append(part)
+            if others:
+                self._refuse_if_too_late(others)
         return part
+
+    def _refuse_if_too_late(self, others: float) -> None:
+        now = monotonic()
+        seconds = others + self._batcher._seconds_until_run(self._reserved, now)
+        if seconds * _HEADROOM > self._deadline - now:
+            raise self._batcher._too_late(self._reserved, seconds)
 
     async def _made(self, work: Future[Part]) -> Part:
         loop = asyncio.get_running_loop()

@@ -251,11 +251,15 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """Open a transaction that writes; it is durable once the block is left without an error."""
+    def writing(self, *, seconds: float = _DEADLINE) -> Iterator[Connection]:
+        """Open a transaction that writes; it is durable once the block is left without an error.
+
+        Args:
+            seconds: that it may take, as far as a PostgreSQL is concerned.
+        """
         with (
             self._translated("writing"),
-            _at_most(_DEADLINE),
+            _at_most(seconds),
             self._engine.connect().execution_options(writes=True) as connection,
         ):
             with connection.begin():

@@ -137,6 +137,10 @@ class ImageDecoder:
     def _whole(self, data: bytes, field: str) -> Pixels:
         return self._pixels(self._open(data, field), data, field)
 
+    def busy(self) -> float:
+        """Return how many seconds it may take until the threads have done all that they were handed."""
+        return self._threads.busy()
+
     def close(self) -> None:
         """Stop the threads."""
         self._threads.close()

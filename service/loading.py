@@ -1,7 +1,5 @@
 """A bundle from the disk to a model that is warm and checked, under the settings; at the start and at every reload."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from service.bundle import Bundle, BundleError, read_bundle
@@ -32,14 +30,26 @@ def load_bundle(path: Path, settings: Settings, version: str) -> Loaded | None:
     return loaded
 
 
-def reloading(path: Path, settings: Settings, loaded: Loaded) -> Callable[[str], Loaded | None]:
-    """Return what loads the bundle anew once one is served.
+class Reloading:
+    """Loads the bundle anew once one is served; what runs on CUDA stays there.
 
-    What runs on CUDA stays there: where the GPU has no room for both, the new one is refused, and `auto` does not take
-    it to the CPU.
+    Where the GPU has no room for both, the new one is refused, and `auto` does not take it to the CPU.
+
+    Args:
+        path, settings: as of `load_bundle`.
+        provider: where the model that is served runs.
     """
-    on_cuda = {"provider": "cuda"} if loaded.model.provider == "cuda" else {}
-    return partial(load_bundle, path, settings.model_copy(update=on_cuda))
+
+    def __init__(self, path: Path, settings: Settings, provider: str) -> None:
+        self._path, self._settings, self._provider = path, settings, provider
+
+    def __call__(self, version: str) -> Loaded | None:
+        """Return the bundle unless it is the version given; raises what `load_bundle` does."""
+        on_cuda = {"provider": "cuda"} if self._provider == "cuda" else {}
+        loaded = load_bundle(self._path, self._settings.model_copy(update=on_cuda), version)
+        if loaded is not None:
+            self._provider = loaded.model.provider
+        return loaded
 
 
 def _load_model(bundle: Bundle, settings: Settings) -> OnnxModel | OnnxDetector:

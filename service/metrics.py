@@ -19,7 +19,7 @@ _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _ALPHAS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4)
 _COSINES = tuple(tenth / 10 for tenth in range(-10, 11))
 
-REJECTION_REASONS = ("queue_full", "rate_limited", "shutting_down", "deadline_exceeded", "client_left")
+REJECTION_REASONS = ("queue_full", "too_late", "rate_limited", "shutting_down", "deadline_exceeded", "client_left")
 STAGES = ("decode", "queue", "inference", "total")
 RELOAD_OUTCOMES = ("swapped", "refused", "unchanged")
 

@@ -17,6 +17,9 @@ from service.manifest import ManifestDraft
 _AT_A_TIME = 500
 """Identifiers in one query: below what SQLite and PostgreSQL take as parameters."""
 
+_LONGEST_DELETION = 15.0
+"""Seconds for the two statements that forget many predictions, each of which may take what any other may."""
+
 _MOST_ROWS = 512
 """Rows in one statement, a power of two; of ten columns, so below what either takes as parameters."""
 
@@ -188,7 +191,7 @@ class PredictionStore:
 
     def _keep_newest(self, most: int, which: ColumnElement[bool]) -> None:
         kept = tables.predictions
-        with self._database.writing() as connection:
+        with self._database.writing(seconds=_LONGEST_DELETION) as connection:
             query = select(kept.c.at).where(which).order_by(kept.c.at.desc()).offset(most).limit(1)
             newest_to_go = connection.execute(query).scalar_one_or_none()
             if newest_to_go is not None:

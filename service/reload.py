@@ -60,6 +60,8 @@ class Reloader:
     def request(self) -> None:
         """Begin a reload; call it on the event loop."""
         self._logged = ""  # whoever asks is told, also what was told before
+        if self._task is not None:
+            logger.info("a reload is under way; another follows it")
         self._begin()
 
     def _begin(self) -> None:
@@ -86,8 +88,12 @@ class Reloader:
             logger.info("the bundle is still %s", self._version)
             self._metrics.reloads.labels("unchanged").inc()
             return
+        try:
+            self._swap(loaded)
+        except Exception as error:
+            self._refuse(str(error))
+            return
         before, self._version = self._version, loaded.model.manifest.version
-        self._swap(loaded)
         logger.info("%s takes over from %s", self._version, before)
         self._metrics.reloads.labels("swapped").inc()
 

@@ -5,7 +5,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar
+from time import perf_counter
+from typing import Any, ParamSpec, TypeVar
+
+from service.pace import Pace
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -23,15 +26,35 @@ class Threads:
 
     def __init__(self, count: int, name: str) -> None:
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._count = count
+        self._pace = Pace()
+        self._under_way: set[Future[Any]] = set()
 
     def submit(
         self, call: Callable[Arguments, Result], /, *arguments: Arguments.args, **named: Arguments.kwargs
     ) -> Future[Result]:
         """Return the work that makes the call."""
         held = [partial(call, *arguments, **named)]
-        work = self._executor.submit(_make, held)
-        work.add_done_callback(lambda _: held.clear())
+        work = self._executor.submit(self._make, held)
+        self._under_way.add(work)
+
+        def forget(_: Future[Result]) -> None:
+            held.clear()
+            self._under_way.discard(work)
+
+        work.add_done_callback(forget)
         return work
+
+    def busy(self) -> float:
+        """Return how many seconds it may take, by the pace of late, until all that was handed in is done."""
+        return len(self._under_way) * self._pace.seconds / self._count
+
+    def _make(self, held: list[partial[Result]]) -> Result:
+        begin = perf_counter()
+        try:
+            return held.pop()()
+        finally:
+            self._pace.observe(perf_counter() - begin)
 
     def close(self) -> None:
         """Drop what has not begun; what has goes on to its end, and nobody waits for it."""
@@ -56,7 +79,3 @@ async def in_a_thread_of_its_own(
 
     threading.Thread(target=run, name=getattr(call, "__name__", "call"), daemon=True).start()
     return await asyncio.wrap_future(work)
-
-
-def _make(held: list[partial[Result]]) -> Result:
-    return held.pop()()

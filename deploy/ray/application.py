@@ -15,7 +15,7 @@ from ray import serve
 from service.app import create_app
 from service.cores import keep_linear_algebra_to_its_thread
 from service.front_door import FrontDoor
-from service.loading import load_bundle, reloading
+from service.loading import Reloading, load_bundle
 from service.memory import return_large_blocks
 from service.settings import Settings
 from service.telemetry import log_to_stderr
@@ -87,4 +87,6 @@ def build_app(bundle: Path, settings: Settings) -> FrontDoor:
     keep_linear_algebra_to_its_thread()
     loaded = load_bundle(bundle, settings, "")
     assert loaded is not None, "no bundle has an empty version"
-    return create_app(settings, loaded.model, loaded.exhibits, load=reloading(bundle, settings, loaded), bundle=bundle)
+    return create_app(
+        settings, loaded.model, loaded.exhibits, load=Reloading(bundle, settings, loaded.model.provider), bundle=bundle
+    )

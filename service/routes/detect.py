@@ -39,7 +39,7 @@ async def detect(request: Request, service: Service, by: DetectionPredictor) -> 
         begun = (service.decoder.begin_sized(image.data, field=image.field) for image in query.images)
         watch = ClientWatch(request, admission)
         try:
-            pictures: list[Sized] = await admission.prepare(begun, when_long=watch.begin)
+            pictures: list[Sized] = await admission.prepare(begun, busy=service.decoder.busy, when_long=watch.begin)
             decoded = perf_counter()
             works = [
                 DetectionWork(by, picture, image.alpha, query.limits)

@@ -3,7 +3,8 @@
 It knows neither what a body holds nor what is made of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -30,8 +31,8 @@ async def read_aside(read: Callable[[], Query], request: Request, service: Servi
     with service.batcher.admit(1, deadline=deadline) as admission:
         watch = ClientWatch(request, admission)
         try:
-            begun = [service.readers.submit(read)]
-            made: list[Query] = await admission.prepare(begun, when_long=watch.begin)
+            begun: Iterable[Query | Future[Query]] = (service.readers.submit(each) for each in [read])
+            made = await admission.prepare(begun, busy=service.readers.busy, when_long=watch.begin)
         finally:
             watch.end()
     return made[0]

@@ -68,7 +68,7 @@ async def predict(request: Request) -> Response:
         wants: Wants = "explained" if explain else "score"
         watch = ClientWatch(request, admission)
         try:
-            pixels = await admission.prepare(begun, when_long=watch.begin)
+            pixels = await admission.prepare(begun, busy=service.decoder.busy, when_long=watch.begin)
             decoded = perf_counter()
             items = [Work(by, picture, image.knobs, wants) for picture, image in zip(pixels, query.images, strict=True)]
             outcomes = await admission.run(items, when_long=watch.begin)

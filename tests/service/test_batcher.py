@@ -3,7 +3,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from service.batcher import Admission, DynamicBatcher, _Alarm
 from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import REJECTION_REASONS, Metrics
+from service.threads import Threads
 
 Batcher = DynamicBatcher[int, str]
 Make = Callable[..., Batcher]
@@ -354,10 +354,13 @@ async def crowd(batcher: Batcher, *, seconds: float = 10) -> tuple[list[Any], li
     return await asyncio.gather(*tasks, return_exceptions=True), refusals
 
 
-async def held(admission: Admission[int, str], item: int, prepare: Any = None) -> list[str]:
+async def held(admission: Admission[int, str], item: int, pool: Threads | None = None, make: Any = None) -> list[str]:
     with admission:
-        items = [item] if prepare is None else await admission.prepare([prepare(item)])
-        return await admission.run(items)
+        if pool is None:
+            return await admission.run([item])
+        return await admission.run(
+            await admission.prepare((pool.submit(make, each) for each in [item]), busy=pool.busy)
+        )
 
 
 async def test_who_would_be_answered_too_late_is_told_when_to_come_and_all_others_are_answered(make: Make) -> None:
@@ -377,27 +380,34 @@ async def test_who_would_be_answered_too_late_is_told_when_to_come_and_all_other
     assert await ask(batcher, 1, seconds=0.1) == ["item 1"]
 
 
-async def test_the_time_until_the_answer_is_that_of_what_is_slowest(make: Make, echo: Echo) -> None:
-    """Runs take no time here, and what items are made of does: their threads let fifty through in a second."""
-    batcher, pool = make(echo, max_queue_size=1000), ThreadPoolExecutor(1)
+async def test_who_would_wait_too_long_for_a_thread_is_told_so_and_who_needs_none_overtakes(
+    make: Make, echo: Echo, metrics: Metrics
+) -> None:
+    """Runs take no time here, and what items are made of does: their thread lets fifty through in a second."""
 
     def made(item: int) -> int:
         time.sleep(0.02)
         return item
 
-    def prepare(item: int) -> Future[int]:
-        return pool.submit(made, item)
-
-    outcomes: list[asyncio.Task[list[str]]] = []
-    for number in range(150):
-        with suppress(QueueFull):
-            admission = batcher.admit(1, deadline=time.monotonic() + 0.4)
-            outcomes.append(asyncio.create_task(held(admission, number, prepare)))
+    batcher, pool = make(echo, max_queue_size=1000), Threads(1, "make")
+    batcher.seconds_until_prepared = pool.busy
+    tasks, quick = [], []
+    for number in range(200):
+        admission = batcher.admit(1, deadline=time.monotonic() + 0.4)
+        tasks.append(asyncio.create_task(held(admission, number, pool, made)))
+        if number % 20 == 19:
+            quick += await ask(batcher, number, seconds=0.1)
         await asyncio.sleep(0.005)
-    late = [each for each in await asyncio.gather(*outcomes, return_exceptions=True) if isinstance(each, Exception)]
-    assert 25 < len(outcomes) < 75
-    assert len(late) <= len(outcomes) / 4  # the pace is learned from the first of them
-    pool.shutdown()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    kinds = [type(outcome) for outcome in outcomes]
+    assert kinds.count(list) > 30  # a second's worth, and what may wait
+    assert kinds.count(QueueFull) > 80
+    assert kinds.count(DeadlineExceeded) <= kinds.count(list) / 4  # the pace is learned from the first of them
+    assert len(quick) == 10
+    assert {outcome.retry_after for outcome in outcomes if isinstance(outcome, QueueFull)} == {1}
+    assert total(metrics, "evenkeel_rejected_images_total", reason="too_late") == kinds.count(QueueFull)
+    assert batcher.depth == 0
+    pool.close()
 
 
 async def test_the_seconds_to_wait_are_those_of_what_waits_or_as_long_as_the_run_has_lasted(make: Make) -> None:
@@ -492,7 +502,7 @@ async def test_a_former_models_runs_tell_nothing_of_the_new_ones(make: Make) -> 
     assert not any(threads)
 
 
-async def test_what_was_slow_once_is_forgotten_when_nobody_is_there(make: Make) -> None:
+async def test_what_was_slow_once_is_soon_forgotten(make: Make) -> None:
     pace = [0.3]
 
     def run(items: list[int]) -> list[str]:
@@ -503,6 +513,8 @@ async def test_what_was_slow_once_is_forgotten_when_nobody_is_there(make: Make) 
     await asyncio.gather(*await ask_many(batcher, *range(8)))
     pace[0] = 0.001
     assert await ask(batcher, 0) == ["item 0"]
+    for _ in range(8):
+        await ask(batcher, 0)
     for _ in range(3):
         assert len(await asyncio.gather(*(ask(batcher, item, seconds=0.2) for item in range(8)))) == 8
 
@@ -530,13 +542,13 @@ async def test_a_pause_after_which_nobody_was_there_tells_nothing_of_the_pace(ma
         await asyncio.gather(*again)
 
 
-async def test_how_long_one_takes_that_is_there_by_itself_tells_nothing_of_the_pace(make: Make) -> None:
+async def test_how_long_one_takes_to_be_made_tells_nothing_of_how_long_others_take_to_be_run(make: Make) -> None:
     def run(items: list[int]) -> list[str]:
         time.sleep(0.01 * len(items))
         return [f"item {item}" for item in items]
 
-    batcher, pool, last = make(run, max_queue_size=64), ThreadPoolExecutor(1), threading.Event()
-    slow = asyncio.create_task(held(batcher.admit(1), 0, lambda item: pool.submit(lambda: last.wait(5) and item)))
+    batcher, pool, last = make(run, max_queue_size=64), Threads(1, "make"), threading.Event()
+    slow = asyncio.create_task(held(batcher.admit(1), 0, pool, lambda item: item if last.wait(5) else -1))
     assert await ask(batcher, 1) == ["item 1"]  # beside it
     await asyncio.sleep(0.5)
     crowd = await ask_many(batcher, *range(24))
@@ -544,7 +556,7 @@ async def test_how_long_one_takes_that_is_there_by_itself_tells_nothing_of_the_p
     assert await ask(batcher, 24, seconds=1) == ["item 24"]
     last.set()
     await asyncio.gather(slow, *crowd)
-    pool.shutdown()
+    pool.close()
 
 
 async def one_of(tasks: list[asyncio.Task[list[str]]]) -> None:

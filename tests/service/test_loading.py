@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from service.bundle import Bundle
-from service.loading import load_bundle, reloading
+from service.loading import Reloading, load_bundle
 from service.session import ProviderUnavailable
 from service.settings import Settings
 from tests.service.fake_cuda import SessionOnTheCpu
@@ -25,7 +25,7 @@ def test_what_runs_on_cuda_is_not_taken_to_the_cpu_by_a_reload(
     loaded = load_bundle(bundle.path, settings, "")
     assert loaded is not None
     assert loaded.model.provider == "cuda"
-    again = reloading(bundle.path, settings, loaded)
+    again = Reloading(bundle.path, settings, loaded.model.provider)
     assert again(bundle.manifest.version) is None
     anew, real = again("another"), onnxruntime.InferenceSession
     assert anew is not None
@@ -41,9 +41,13 @@ def test_what_runs_on_cuda_is_not_taken_to_the_cpu_by_a_reload(
         again("another")
 
 
-def test_what_runs_on_the_cpu_may_find_a_device_at_a_reload(bundle: Bundle) -> None:
-    settings = Settings(provider="auto")
-    loaded = load_bundle(bundle.path, settings, "")
+def test_what_came_to_a_device_by_a_reload_stays_there(
+    bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = Reloading(bundle.path, Settings(provider="auto", max_batch_size=4), "cpu")
+    loaded = again("another")
     assert loaded is not None
-    assert loaded.model.provider == "cpu"
-    assert reloading(bundle.path, settings, loaded).args[1].provider == "auto"  # type: ignore[attr-defined]
+    assert loaded.model.provider == "cuda"
+    monkeypatch.setattr("service.session._cuda_problem", lambda: "the GPU is gone")
+    with pytest.raises(ProviderUnavailable, match="the GPU is gone"):
+        again("another")
