@@ -251,15 +251,15 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self, *, seconds: float = _DEADLINE) -> Iterator[Connection]:
+    def writing(self, *, seconds: float | None = None) -> Iterator[Connection]:
         """Open a transaction that writes; it is durable once the block is left without an error.
 
         Args:
-            seconds: that it may take, as far as a PostgreSQL is concerned.
+            seconds: that it may take, as far as a PostgreSQL is concerned; None: what others may.
         """
         with (
             self._translated("writing"),
-            _at_most(seconds),
+            _at_most(_DEADLINE if seconds is None else seconds),
             self._engine.connect().execution_options(writes=True) as connection,
         ):
             with connection.begin():

@@ -38,9 +38,9 @@ class Threads:
         work = self._executor.submit(self._make, held)
         self._under_way.add(work)
 
-        def forget(_: Future[Result]) -> None:
+        def forget(done: Future[Result]) -> None:  # knows the work by what it is given: else neither would ever go
             held.clear()
-            self._under_way.discard(work)
+            self._under_way.discard(done)
 
         work.add_done_callback(forget)
         return work
