@@ -13,15 +13,11 @@ python -m tests.benchmarks.gpu FOLDER --provider cpu --small   # whether it runs
 import argparse
 import json
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,39 +32,17 @@ from service.session import Provider, ProviderUnavailable
 from tests.benchmarks.decoding_alone import decode_alone
 from tests.benchmarks.gpu_load import Rate, Requests, batched, load
 from tests.benchmarks.gpu_raw import BATCH
+from tests.benchmarks.gpu_reload import reload_under_load
+from tests.benchmarks.gpu_services import PROCESSES, Plan, card, decoding_threads, metrics, services
 from tests.benchmarks.models import CIFAR, HEAVY
 from tests.benchmarks.pictures import jpegs
 from tests.benchmarks.result import Figure, Goal, at_least
-from tests.benchmarks.servers import ROOT, Server, fetch, free_port, running, stop_servers_when_terminated
+from tests.benchmarks.servers import ROOT, Server, stop_servers_when_terminated
 from tests.benchmarks.workplace import Skipped, Workplace
 
 PART = "GPU"
-PROCESSES = (1, 2, 4, 8, 12)
 CLIENTS, CONNECTIONS_EACH = 6, 64
 Lines = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured.
-
-    Attributes:
-        provider: cuda, or cpu to try it.
-        model: what is served.
-        processes: of the service, with single JPEGs.
-        seconds: of each burst over HTTP.
-        stretch: seconds of each stretch without a server; three make a figure.
-        patience: seconds that a part without a server, or a start, may take.
-        survey: whether the provider's options are compared too.
-    """
-
-    provider: Provider = "cuda"
-    model: tuple[str, int] = HEAVY
-    processes: Sequence[int] = PROCESSES
-    seconds: float = 3
-    stretch: float = 0.3
-    patience: float = 60
-    survey: bool = True
 
 
 def run(workplace: Workplace) -> list[Figure]:
@@ -83,7 +57,7 @@ def run(workplace: Workplace) -> list[Figure]:
 
 def measure(workplace: Workplace, plan: Plan, results: Path) -> list[Figure]:
     """Measure one thing after the other; a part that fails is a figure that says so."""
-    where = f"{_card()}, ONNX Runtime {onnxruntime.__version__}, provider {plan.provider}"
+    where = f"{card()}, ONNX Runtime {onnxruntime.__version__}, provider {plan.provider}"
     _say(where)
     heavy, small = workplace.bundle(plan.model, half=True), workplace.bundle(CIFAR, half=True)
     lines = results / "raw.jsonl"
@@ -95,6 +69,7 @@ def measure(workplace: Workplace, plan: Plan, results: Path) -> list[Figure]:
     raw = raw_rate(_read(lines))
     _say(f"raw {raw:,.0f} images/s")
     figures += _part("single JPEGs", lambda: _jpegs(heavy, plan, workplace, raw))
+    figures += _part("a reload", lambda: reload_under_load(PART, heavy, _tensors(heavy), plan, workplace))
     figures += _part("one run at a time", lambda: _one_at_a_time(heavy, plan, workplace, raw))
     figures += _part("parity and sizes", lambda: _parity(heavy, plan))
     figures += _part("a small model", lambda: _small(small, plan))
@@ -170,7 +145,7 @@ def _read(lines: Path) -> Lines:
 
 def _one_at_a_time(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
     """Start a service by itself, and have it run one batch at a time: what the second one at once is worth."""
-    with _services(bundle, 1, plan, workplace, at_once=1) as [server]:
+    with services(bundle.path, 1, plan, workplace, at_once=1) as [server]:
         start = Figure(PART, "process start to ready", server.seconds_to_ready, "s", note=_stages(server))
         found = load([server.port], _tensors(bundle), processes=4, connections=4, seconds=plan.seconds)
     return [start, _over_http("binary batches, one run at a time, 4 clients", found, raw, None)]
@@ -179,7 +154,7 @@ def _one_at_a_time(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float)
 def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, lines: Path) -> list[Figure]:
     """Send batched requests to one process of the service, then to two; raw is what was faster, before or after."""
     loads = []
-    with _services(bundle, 2, plan, workplace) as servers:
+    with services(bundle.path, 2, plan, workplace) as servers:
         ports = [server.port for server in servers]
         for count, clients in ((1, 4), (1, 3), (1, 6), (2, 8)):
             found = load(ports[:count], _tensors(bundle), processes=clients, connections=clients, seconds=plan.seconds)
@@ -199,8 +174,8 @@ def _jpegs(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list
     note = f"{cores} processes without a server or a model; {1e3 * alone.seconds:.1f} ms of a core each"
     figures = [Figure(PART, "single JPEGs, decoding alone", alone.images, "images/s", note=note)]
     for count in plan.processes:
-        what = f"single JPEGs, {count} process{'es' * (count > 1)} with {_decoding(count)} decoding threads each"
-        with _services(bundle, count, plan, workplace) as servers:
+        what = f"single JPEGs, {count} process{'es' * (count > 1)} with {decoding_threads(count)} decoding threads each"
+        with services(bundle.path, count, plan, workplace) as servers:
             ports, at_once = [server.port for server in servers], min(CONNECTIONS_EACH * count, 512)
             before = _spent(servers)
             found = load(ports, single, processes=CLIENTS, connections=at_once, seconds=plan.seconds)
@@ -216,13 +191,8 @@ def _jpegs(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list
 
 def _spent(servers: Sequence[Server]) -> tuple[float, float]:
     """Return how many pictures the services have run so far, and the seconds of the processor that they took."""
-    images = [re.search(r"^evenkeel_batch_size_sum (\S+)", _metrics(server), re.MULTILINE) for server in servers]
+    images = [re.search(r"^evenkeel_batch_size_sum (\S+)", metrics(server), re.MULTILINE) for server in servers]
     return sum(float(found[1]) for found in images if found), sum(server.processor_seconds() for server in servers)
-
-
-def _decoding(count: int) -> int:
-    """Share the cores for decoding among so many processes."""
-    return max(2, available_cores() // count)
 
 
 def _over_http(what: str, found: Rate, raw: float, goal: Goal | None) -> Figure:
@@ -238,53 +208,6 @@ def _tensors(bundle: Bundle) -> Requests:
     return batched(bundle.manifest.name, spec.height, spec.width, BATCH)
 
 
-@contextmanager
-def _services(
-    bundle: Bundle, count: int, plan: Plan, workplace: Workplace, *, at_once: int = 2
-) -> Iterator[list[Server]]:
-    """Start so many processes of the service at once, each on a port of its own, and wait for all."""
-    settings = {
-        "COMPARED_RUNS_AT_ONCE": str(at_once),
-        "EVENKEEL_MAX_QUEUE_SIZE": "1024",
-        "EVENKEEL_MAX_BATCH_SIZE": str(BATCH),
-        "EVENKEEL_DECODE_THREADS": str(_decoding(count)),
-    }
-    folders = [workplace.place(f"run-gpu/{number}") for number in range(count)]
-    starts = [_service(bundle, folder, plan, settings) for folder in folders]
-    with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
-        servers = list(pool.map(stack.enter_context, starts))
-        _refuse_another_provider(servers[0], plan.provider)
-        yield servers
-        for server in servers:  # together, and not one after the other
-            server.process.send_signal(signal.SIGINT)
-
-
-def _service(bundle: Bundle, folder: Path, plan: Plan, settings: Mapping[str, str]) -> AbstractContextManager[Server]:
-    for old in folder.glob("state.sqlite*"):
-        old.unlink()
-    port = free_port()
-    command = [sys.executable, "-m", "tests.benchmarks.gpu_server", "serve", str(bundle.path), "--port", str(port)]
-    command += ["--provider", plan.provider]
-    environment = {**settings, "EVENKEEL_DATABASE_URL": f"sqlite:///{folder / 'state.sqlite'}"}
-    return running(command, folder=folder, ready="/readyz", environment=environment, port=port, patience=plan.patience)
-
-
-def _refuse_another_provider(server: Server, provider: Provider) -> None:
-    """See that what is measured runs where it should.
-
-    Raises:
-        RuntimeError: it does not.
-    """
-    said = _metrics(server)
-    model = next(line for line in said.splitlines() if line.startswith("evenkeel_model_info{"))
-    if f'provider="{provider}"' not in model:
-        raise RuntimeError(f"the service says {model}")
-
-
-def _metrics(server: Server) -> str:
-    return fetch(server.url("/metrics"))[1].decode()
-
-
 def _stages(server: Server) -> str:
     """Return what the service says of how long its start took."""
     found = re.search(r"runs on .*", server.log.read_text(errors="replace"))
@@ -293,7 +216,7 @@ def _stages(server: Server) -> str:
 
 def _busy(server: Server) -> str:
     """Return what the service counted of its batches."""
-    said = _metrics(server)
+    said = metrics(server)
     wanted = ("evenkeel_batch_size_sum", "evenkeel_batch_size_count", "evenkeel_inference_seconds_sum")
     return ", ".join(line for line in said.splitlines() if line.startswith(wanted))
 
@@ -335,20 +258,6 @@ def _refuse_without_gpu(workplace: Workplace) -> None:
         OnnxModel(workplace.bundle(CIFAR, half=True), provider="cuda", max_batch_size=1)
     except ProviderUnavailable as problem:
         raise Skipped(str(problem)) from problem
-
-
-def _card() -> str:
-    try:
-        said = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=20,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "no GPU"
-    return said.stdout.strip().splitlines()[0]
 
 
 def _say(text: str) -> None:

@@ -62,7 +62,7 @@ class Rate:
     Attributes:
         images: a second.
         refused: answers that were none of 200.
-        p50, p99: seconds of a request, as its client saw it.
+        p50, p99, slowest: seconds of a request, as its client saw it.
         stages: median milliseconds, as the servers' headers say.
         fault: what went wrong first, if anything.
     """
@@ -71,6 +71,7 @@ class Rate:
     refused: int
     p50: float
     p99: float
+    slowest: float
     stages: dict[str, float]
     fault: str = ""
 
@@ -96,6 +97,7 @@ def _summed(found: Sequence[Found], images: int, seconds: float) -> Rate:
         refused=sum(each[1] for each in found),
         p50=took[len(took) // 2] if took else 0.0,
         p99=took[len(took) * 99 // 100] if took else 0.0,
+        slowest=took[-1] if took else 0.0,
         stages={name.removeprefix("x-"): values[len(values) // 2] for name, values in stages.items() if values},
         fault=next((each[4] for each in found if each[4]), ""),
     )

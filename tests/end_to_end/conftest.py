@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from tests import plain_http
 from tests.deploy.prometheus import free_port, running, wait_until
 from tests.end_to_end.http_predictions import TestSplit, read_test_split
+from tests.provider import TESTED_PROVIDER
 from trainer.__main__ import app as trainer
 
 
@@ -51,7 +52,7 @@ def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving(bundle: Path, log: Path, **settings: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Serve a bundle in a process of its own, until the end of the block; yields its address and the process."""
     port = free_port()
-    serve = [sys.executable, "-m", "service", "serve", str(bundle), "--port", str(port), "--provider", "cpu"]
+    serve = [sys.executable, "-m", "service", "serve", str(bundle), "--port", str(port), "--provider", TESTED_PROVIDER]
     environment = {**os.environ, **{f"EVENKEEL_{name.upper()}": value for name, value in settings.items()}}
     with running(serve, log, env=environment) as process:
         address = f"http://127.0.0.1:{port}"

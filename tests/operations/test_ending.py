@@ -121,7 +121,7 @@ async def test_a_model_and_a_reload_that_hang_for_good_keep_no_process_from_endi
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hangs_for_good.py").write_text(HANGS_FOR_GOOD)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     settings = {"drain_delay": "0", "shutdown_timeout": "1", "database_url": f"sqlite:///{tmp_path}/kept.sqlite"}
     with running(tiny_bundle, tmp_path / "log", "hangs_for_good", **settings) as service:
         service.process.send_signal(signal.SIGHUP)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from service.listening import CannotListen, bind
+from tests.provider import TESTED_PROVIDER
 from tests.service.fakes import picture
 from tests.service.tiny_model import write_tiny_bundle
 
@@ -42,9 +43,10 @@ class Process:
         self.port = free_port()
         self.log = log
         environment = os.environ | {f"EVENKEEL_{name.upper()}": value for name, value in settings.items()}
+        command = [sys.executable, "-m", module, "serve", str(bundle)]
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, "serve", str(bundle), "--port", str(self.port), "--provider", "cpu"],
+                [*command, "--port", str(self.port), "--provider", TESTED_PROVIDER],
                 env=environment,
                 stderr=sink,
             )
@@ -324,7 +326,7 @@ def test_a_signal_while_modules_are_imported_ends_the_process_with_a_line(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "typer.py").write_text(IMPORTING)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with starting(["-m", "service", "serve", str(bundle)], tmp_path / "log", "importing") as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0

@@ -35,12 +35,14 @@ class StopsAfter(Pixels):
         return super().training(epoch, first_step)
 
 
-def train(recipe: Recipe, splits: Splits, folder: Path, *, stop_after: float = math.inf) -> Checkpoint:
+def train(
+    recipe: Recipe, splits: Splits, folder: Path, *, stop_after: float = math.inf, device: torch.device = CPU
+) -> Checkpoint:
     folder.mkdir(exist_ok=True)
-    training = Training(recipe, splits, CPU)
+    training = Training(recipe, splits, device)
     if (folder / "checkpoint.safetensors").exists():
         training.resume(folder)
-    pixels = StopsAfter(splits.train, recipe, CPU, name="training images")
+    pixels = StopsAfter(splits.train, recipe, device, name="training images")
     pixels.last_epoch = stop_after
     training.run(pixels, folder)
     return load_checkpoint(folder)
@@ -93,6 +95,30 @@ def test_so_is_one_whose_pictures_are_decoded_as_they_are_needed(tmp_path: Path)
     resumed = train(recipe, splits, tmp_path / "broken")
     assert losses(resumed) == losses(unbroken)
     assert_same(resumed.model, unbroken.model)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optimizer.nesterov=true",),
+        ("optimizer={name: adamw, learning_rate: 0.003, weight_decay: 0.05}",),
+        ("averaging.decay=0.9", "optimizer.sharpness_rho=0.1"),
+        ("capture=never", "compile=always"),
+    ],
+)
+def test_on_a_gpu_a_resumed_run_is_nearly_the_unbroken_run(
+    tmp_path: Path, digits: Splits, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    recipe, cuda = tiny_recipe("schedule.epochs=3", *settings), torch.device("cuda")
+    unbroken = train(recipe, digits, tmp_path / "unbroken", device=cuda)
+    for stop in (1, 2):
+        with pytest.raises(StoppedError):
+            train(recipe, digits, tmp_path / "broken", stop_after=stop, device=cuda)
+    resumed = train(recipe, digits, tmp_path / "broken", device=cuda)
+    for own, other in zip(losses(resumed), losses(unbroken), strict=True):
+        assert sum(own) == pytest.approx(sum(other), rel=0.02)
 
 
 def test_seeds_give_different_runs(tmp_path: Path, digits: Splits) -> None:

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from service.bundle import Bundle, read_bundle
+from service.detector import OnnxDetector
+from service.session import cuda_problem
 from tests.end_to_end.background_exemption import exemption
 from tests.trainer.detection.annotated import document, tiny_recipe, write
 from trainer.checkpoint import load_checkpoint, save_checkpoint, task_of
@@ -189,6 +191,14 @@ def test_a_run_becomes_a_verified_bundle(run: Path, bundle: Bundle) -> None:
     assert len(parity.images) >= 3
     assert len(set(parity.alpha.tolist())) == len(parity.images)
     assert {"evaluation.json", "tradeoff.png", "samples.npz"} <= {path.name for path in bundle.path.iterdir()}
+
+
+@pytest.mark.skipif(cuda_problem() is not None, reason=f"needs a GPU: {cuda_problem()}")
+def test_a_trained_detector_runs_on_a_gpu_with_its_parity(bundle: Bundle) -> None:
+    parity = bundle.detection_parity()
+    model = OnnxDetector(bundle, provider="cuda")  # refuses what differs
+    sizes = parity.image_size.tolist()
+    assert any(model.detect(image, size, 0.0)["count"] for image, size in zip(parity.images, sizes, strict=True))
 
 
 def test_a_graph_that_differs_from_pytorch_makes_no_bundle(

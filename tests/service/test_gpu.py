@@ -1,0 +1,73 @@
+"""On a real GPU what the other tests show with sessions that stand for one; without a GPU all of it is skipped."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from service.detector import OnnxDetector
+from service.model import OnnxModel
+from service.session import ProviderUnavailable, cuda_problem
+from tests.service.tiny_detector import HEIGHT, WIDTH, write_detection_bundle
+from tests.service.tiny_detector import reference as detected
+from tests.service.tiny_model import reference, write_tiny_bundle
+
+PROBLEM = cuda_problem()
+pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"needs a GPU: {PROBLEM}")
+
+
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_branches_equal_the_reference_also_where_two_batches_run_at_once(tmp_path: Path, size: int) -> None:
+    model = OnnxModel(write_tiny_bundle(tmp_path / "tiny"), provider="cuda", max_batch_size=6)
+    batches = np.random.default_rng(size).integers(0, 256, (40, size, 8, 8, 3), dtype=np.uint8)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(model.branches, batches))
+    for images, branches in zip(batches, found, strict=True):
+        expected = reference(images, np.zeros(size), np.zeros(size))
+        for name, actual in branches._asdict().items():
+            np.testing.assert_allclose(actual, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_feature_maps_come_where_they_are_asked_for(tmp_path: Path) -> None:
+    model = OnnxModel(write_tiny_bundle(tmp_path / "tiny"), provider="cuda", max_batch_size=4)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    branches, feature_map = model.branches_and_feature_map(images)
+    np.testing.assert_allclose(branches.factual_logits, model.branches(images).factual_logits, rtol=1e-5, atol=1e-5)
+    expected = (images.astype(np.float32) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(feature_map, expected.transpose(0, 3, 1, 2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.5, 3.0])
+def test_detections_equal_the_reference(tmp_path: Path, alpha: float) -> None:
+    model = OnnxDetector(write_detection_bundle(tmp_path / "tiny"), provider="cuda")
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image[:, :9] = 200
+    found, expected = model.detect(image, (HEIGHT, 9), alpha), detected(image, np.array((HEIGHT, 9), np.float32), alpha)
+    assert found["count"] == expected["count"] > 0
+    for name, actual in found.items():
+        np.testing.assert_allclose(actual, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def full() -> Iterator[None]:
+    """Leave no memory on the GPU."""
+    taken, size = [], 1 << 34
+    while size >= 1 << 20:
+        try:
+            taken.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        except torch.OutOfMemoryError:
+            size //= 2
+    yield
+    taken.clear()
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.usefixtures("full")
+def test_a_gpu_without_memory_is_refused_with_the_remedy_and_auto_takes_the_cpu(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    with pytest.raises(ProviderUnavailable, match="does not run on cuda in a session for each batch size of 1, 2, 4"):
+        OnnxModel(bundle, provider="cuda", max_batch_size=4)
+    assert OnnxModel(bundle, provider="auto", max_batch_size=4).provider == "cpu"
