@@ -26,8 +26,13 @@ EXECUTION_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda
 
 
 CUDA_OPTIONS = {"use_tf32": "0"}
-"""TF32 would cost parity in fp32. `prefer_nhwc` is left out, as two batches run at once: on an H200, ResNeXt-50 in fp16
-gives 4,038 images/s with it then, and 4,739 without; a lone picture takes 3.2 ms with it, and 1.8 without."""
+"""TF32 would cost parity in fp32. On an H200, ResNeXt-50 in batches of 32 (tests/benchmarks/RESULTS.md):
+
+- `prefer_nhwc`: two runs at once give 3,936 images/s with it and 4,246 without in fp16, one 1,733 and 2,256 in fp32.
+- `cudnn_conv_algo_search`: by heuristics 3,317 images/s in one run at a time, by trial 3,035 to 3,230.
+- `enable_cuda_graph`: 5,093 images/s. But ONNX Runtime captures a graph for each thread that runs a session, and in a
+  mode in which CUDA refuses all other threads calls that may be unsafe: those that serve while a reload warms up.
+"""
 
 
 class ProviderUnavailable(Exception):  # noqa: N818 - as all domain errors here
