@@ -198,7 +198,7 @@ def _does_not_run(path: Path, sizes: Sequence[int], error: BaseException | None)
 def _choose(provider: Asked) -> Provider:
     if provider == "cpu":
         return "cpu"
-    problem = cuda_problem()
+    problem = _cuda_problem()
     if problem is None:
         return "cuda"
     if provider == "cuda":
@@ -210,7 +210,7 @@ def _choose(provider: Asked) -> Provider:
     return "cpu"
 
 
-def cuda_problem() -> str | None:
+def _cuda_problem() -> str | None:
     """Return why CUDA cannot run, or None if nothing speaks against it; the session has the last word."""
     if EXECUTION_PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
         return "this build of ONNX Runtime has no CUDA"

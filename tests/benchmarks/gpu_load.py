@@ -18,7 +18,7 @@ import numpy as np
 
 from tests.benchmarks.workers import Job, work, work_together
 
-Found = tuple[int, int, list[float], dict[str, list[float]], str]
+Found = tuple[int, int, int, list[float], dict[str, list[float]], str]
 RAMP = 0.6
 """Seconds of load before anything counts."""
 _KEPT = ("x-decode-time", "x-queue-time", "x-inference-time", "x-total-time")
@@ -62,6 +62,7 @@ class Rate:
     Attributes:
         images: a second.
         refused: answers that were none of 200.
+        lost: connections that ended without an answer.
         p50, p99, slowest: seconds of a request, as its client saw it.
         stages: median milliseconds, as the servers' headers say.
         fault: what went wrong first, if anything.
@@ -69,6 +70,7 @@ class Rate:
 
     images: float
     refused: int
+    lost: int
     p50: float
     p99: float
     slowest: float
@@ -90,16 +92,17 @@ def load(ports: Sequence[int], requests: Requests, *, processes: int, connection
 
 
 def _summed(found: Sequence[Found], images: int, seconds: float) -> Rate:
-    took = sorted(second for each in found for second in each[2])
-    stages = {name: sorted(value for each in found for value in each[3].get(name, [])) for name in _KEPT}
+    took = sorted(second for each in found for second in each[3])
+    stages = {name: sorted(value for each in found for value in each[4].get(name, [])) for name in _KEPT}
     return Rate(
         images=sum(each[0] for each in found) * images / seconds,
         refused=sum(each[1] for each in found),
+        lost=sum(each[2] for each in found),
         p50=took[len(took) // 2] if took else 0.0,
         p99=took[len(took) * 99 // 100] if took else 0.0,
         slowest=took[-1] if took else 0.0,
         stages={name.removeprefix("x-"): values[len(values) // 2] for name, values in stages.items() if values},
-        fault=next((each[4] for each in found if each[4]), ""),
+        fault=next((each[5] for each in found if each[5]), ""),
     )
 
 
@@ -114,10 +117,10 @@ def _prepare(job: Job) -> Callable[[float], Any]:
 
         with ThreadPoolExecutor(max(1, job["connections"])) as pool:
             parts = list(pool.map(ask, range(job["connections"])))
-        stages = {name: [value for part in parts for value in part[3][name]] for name in _KEPT}
-        fault = next((part[4] for part in parts if part[4]), "")
-        good, refused = sum(part[0] for part in parts), sum(part[1] for part in parts)
-        return good, refused, [second for part in parts for second in part[2]], stages, fault
+        stages = {name: [value for part in parts for value in part[4][name]] for name in _KEPT}
+        fault = next((part[5] for part in parts if part[5]), "")
+        good, refused, lost = (sum(each) for each in zip(*(part[:3] for part in parts), strict=True))
+        return good, refused, lost, [second for part in parts for second in part[3]], stages, fault
 
     return send
 
@@ -125,7 +128,7 @@ def _prepare(job: Job) -> Callable[[float], Any]:
 def _ask(port: int, requests: Requests, turn: int, begin: float, seconds: float) -> Found:
     """Send one request after the other, from a while before `begin` until so many seconds after."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    good, refused, took = 0, 0, []
+    good, refused, lost, took = 0, 0, 0, []
     stages: dict[str, list[float]] = {name: [] for name in _KEPT}
     fault = ""
     try:
@@ -142,10 +145,10 @@ def _ask(port: int, requests: Requests, turn: int, begin: float, seconds: float)
                 for name in _KEPT:
                     stages[name].append(float(answer.headers.get(name, "nan")))
     except OSError as problem:
-        fault = fault or f"{type(problem).__name__}: {problem}"
+        lost, fault = 1, fault or f"{type(problem).__name__}: {problem}"
     finally:
         connection.close()
-    return good, refused, took, stages, fault
+    return good, refused, lost, took, stages, fault
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,28 +27,28 @@ def reload_under_load(part: str, bundle: Bundle, requests: Requests, plan: Plan,
     other = _another(bundle, workplace)
     with services(served, 1, plan, workplace) as [server], _Memory() as memory, ThreadPoolExecutor(1) as pool:
         alone = load([server.port], requests, processes=_CLIENTS, connections=_CLIENTS, seconds=plan.seconds)
-        before = memory.most()
+        before, asked = memory.most(), _runs(server)
         seconds = 4 * plan.seconds
         asking = pool.submit(load, [server.port], requests, processes=_CLIENTS, connections=_CLIENTS, seconds=seconds)
-        time.sleep(seconds / 4)
+        _wait_until(server, plan, lambda: _runs(server) > asked)  # the load has begun
         _point(served, other.path)
         begin = time.perf_counter()
         server.process.send_signal(signal.SIGHUP)
-        _wait_for(server, other.manifest.version, begin + plan.patience)
+        _wait_until(server, plan, lambda: f'version="{other.manifest.version}"' in metrics(server))
         took = time.perf_counter() - begin
+        if asking.done():
+            raise RuntimeError(f"the load ended within the {took:.1f} s that the reload took; give more --seconds")
         found = asking.result()
         during = memory.most()
         time.sleep(1)
         after = memory.now()
-    failed = found.refused + bool(found.fault)
-    note = (
-        f"{found.images:,.0f} images/s over {seconds:.0f} s, the reload among them, {alone.images:,.0f} without one; "
-    )
+    note = f"{found.images:,.0f} images/s over {seconds:.0f} s with the reload, {alone.images:,.0f} without one; "
     note += f"the slowest request {found.slowest * 1e3:.0f} ms, {alone.slowest * 1e3:.0f} without; MiB of the GPU: "
-    note += f"{before} before, {during} at most, {after} after; {found.fault}"
+    note += f"{before} before, {during} at most, {after} after"
+    failed = "requests that fail at a reload under load"
     return [
-        Figure(part, "a reload under load, signal to new version", took, "s", note=note.removesuffix("; ")),
-        Figure(part, "requests that fail at a reload under load", failed, goal=at_most(0)),
+        Figure(part, "a reload under load, signal to new version", took, "s", note=note),
+        Figure(part, failed, found.refused + found.lost, goal=at_most(0), note=found.fault),
     ]
 
 
@@ -71,18 +72,25 @@ def _another(bundle: Bundle, workplace: Workplace) -> Bundle:
     )
 
 
-def _wait_for(server: Server, version: str, until: float) -> None:
-    while not re.search(rf'^evenkeel_model_info{{.*version="{version}".*}} 1', metrics(server), re.MULTILINE):
+def _runs(server: Server) -> float:
+    found = re.search(r"^evenkeel_batch_size_count (\S+)", metrics(server), re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def _wait_until(server: Server, plan: Plan, condition: Callable[[], bool]) -> None:
+    until = time.perf_counter() + plan.patience
+    while not condition():
         if time.perf_counter() > until or server.process.poll() is not None:
-            raise RuntimeError(f"the new version never served; the log ends: {server.log.read_text()[-600:]}")
+            raise RuntimeError(f"waited in vain; the log ends: {server.log.read_text()[-600:]}")
         time.sleep(_PAUSE)
 
 
 class _Memory:
-    """What all processes hold of the GPU's memory, in MiB, as the driver says."""
+    """What all processes hold of the first GPU's memory, in MiB, as the driver says."""
 
     def __init__(self) -> None:
-        self._most, self._over = 0, threading.Event()
+        self._seen: list[int] = []
+        self._over = threading.Event()
         self._watch = threading.Thread(target=self._look)
 
     def __enter__(self) -> "_Memory":
@@ -95,19 +103,20 @@ class _Memory:
 
     def most(self) -> int:
         """Return the most since it was last asked."""
-        most, self._most = self._most, 0
-        return most
+        seen, self._seen = self._seen, []
+        return max(seen, default=0)
 
     @staticmethod
     def now() -> int:
-        """Return what is held now; 0 where there is no GPU."""
+        """Return what is held now; 0 where nothing says it."""
         command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
         try:
-            said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-        except (OSError, subprocess.SubprocessError):
+            return int(
+                subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
+            )
+        except (OSError, subprocess.SubprocessError, ValueError):
             return 0
-        return int(said.split()[0])
 
     def _look(self) -> None:
         while not self._over.wait(_PAUSE):
-            self._most = max(self._most, self.now())
+            self._seen.append(self.now())

@@ -5,6 +5,7 @@ Each is a generator of outcomes; the service is a real process, and its files li
 
 import asyncio
 import json
+import os
 import resource
 import shutil
 import signal
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tests.operations.client import metric, request, send
 from tests.service.fakes import picture
@@ -131,8 +133,9 @@ def starts_with_damaged_bundles(folder: Path) -> list[str]:
 
 
 def starts_without_the_provider(bundle: Path) -> list[str]:
-    """Start on a GPU that is not there."""
-    return [_refusal(str(bundle), "--provider", "cuda")]
+    """Start on a GPU that is not there, or not to be seen."""
+    with patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
+        return [_refusal(str(bundle), "--provider", "cuda")]
 
 
 def _refusal(*arguments: str) -> str:

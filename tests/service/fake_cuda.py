@@ -50,7 +50,7 @@ def sessions_on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[SessionOnTheCpu]:
         opened.append(SessionOnTheCpu(onnxruntime_session(path, options, ["CPUExecutionProvider"]), asked))
         return opened[-1]
 
-    monkeypatch.setattr("service.session.cuda_problem", lambda: None)
+    monkeypatch.setattr("service.session._cuda_problem", lambda: None)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
     return opened

@@ -10,13 +10,17 @@ import torch
 
 from service.detector import OnnxDetector
 from service.model import OnnxModel
-from service.session import ProviderUnavailable, cuda_problem
+from service.session import ProviderUnavailable
+from tests.benchmarks.models import CIFAR, bundle_of
+from tests.provider import needs_gpu
 from tests.service.tiny_detector import HEIGHT, WIDTH, write_detection_bundle
 from tests.service.tiny_detector import reference as detected
 from tests.service.tiny_model import reference, write_tiny_bundle
 
-PROBLEM = cuda_problem()
-pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"needs a GPU: {PROBLEM}")
+
+@pytest.fixture(autouse=True)
+def _gpu() -> None:
+    needs_gpu()
 
 
 @pytest.mark.parametrize("size", [1, 3, 6])
@@ -29,6 +33,11 @@ def test_branches_equal_the_reference_also_where_two_batches_run_at_once(tmp_pat
         expected = reference(images, np.zeros(size), np.zeros(size))
         for name, actual in branches._asdict().items():
             np.testing.assert_allclose(actual, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_is_served_where_the_bundle_has_it_and_keeps_its_parity(tmp_path: Path) -> None:
+    model = OnnxModel(bundle_of(CIFAR, tmp_path, half=True), provider="cuda", max_batch_size=4)  # refuses what differs
+    assert (model.provider, model.precision) == ("cuda", "fp16")
 
 
 def test_feature_maps_come_where_they_are_asked_for(tmp_path: Path) -> None:
@@ -54,6 +63,8 @@ def test_detections_equal_the_reference(tmp_path: Path, alpha: float) -> None:
 @pytest.fixture
 def full() -> Iterator[None]:
     """Leave no memory on the GPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a torch that fills a GPU")
     taken, size = [], 1 << 34
     while size >= 1 << 20:
         try:

@@ -48,6 +48,6 @@ def test_what_came_to_a_device_by_a_reload_stays_there(
     loaded = again("another")
     assert loaded is not None
     assert loaded.model.provider == "cuda"
-    monkeypatch.setattr("service.session.cuda_problem", lambda: "the GPU is gone")
+    monkeypatch.setattr("service.session._cuda_problem", lambda: "the GPU is gone")
     with pytest.raises(ProviderUnavailable, match="the GPU is gone"):
         again("another")

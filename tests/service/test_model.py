@@ -240,7 +240,7 @@ def test_the_cpu_has_one_session(bundle: Bundle, cuda: list[SessionOnTheCpu]) ->
 def fallen_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver seems fine, and yet ONNX Runtime quietly opens a session on the CPU."""
     real = onnxruntime.InferenceSession
-    monkeypatch.setattr("service.session.cuda_problem", lambda: None)
+    monkeypatch.setattr("service.session._cuda_problem", lambda: None)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(
         onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options, ["CPUExecutionProvider"])

@@ -238,8 +238,8 @@ def test_a_wrong_setting_is_refused_by_name(bundle: Path, settings: dict[str, st
     assert message in result.stderr
 
 
-@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU here")
-def test_cuda_without_a_gpu_is_refused_with_the_reason(bundle: Path) -> None:
+def test_cuda_without_a_gpu_is_refused_with_the_reason(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     result = start(str(bundle), "--provider", "cuda")
     assert result.returncode == 2
     assert "the provider cuda was asked for, and" in result.stderr

@@ -11,8 +11,8 @@ from PIL import Image
 
 from service.bundle import Bundle, read_bundle
 from service.detector import OnnxDetector
-from service.session import cuda_problem
 from tests.end_to_end.background_exemption import exemption
+from tests.provider import needs_gpu
 from tests.trainer.detection.annotated import document, tiny_recipe, write
 from trainer.checkpoint import load_checkpoint, save_checkpoint, task_of
 from trainer.curves import draw_run
@@ -193,8 +193,8 @@ def test_a_run_becomes_a_verified_bundle(run: Path, bundle: Bundle) -> None:
     assert {"evaluation.json", "tradeoff.png", "samples.npz"} <= {path.name for path in bundle.path.iterdir()}
 
 
-@pytest.mark.skipif(cuda_problem() is not None, reason=f"needs a GPU: {cuda_problem()}")
 def test_a_trained_detector_runs_on_a_gpu_with_its_parity(bundle: Bundle) -> None:
+    needs_gpu()
     parity = bundle.detection_parity()
     model = OnnxDetector(bundle, provider="cuda")  # refuses what differs
     sizes = parity.image_size.tolist()
