@@ -14,7 +14,7 @@ SAMPLES := runs/digits_lt_samples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test check bench lock clean
+.PHONY: help demo setup test check bench triton lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
@@ -42,13 +42,16 @@ check: $(VENV)/.installed-test ## Lint, formatting, types, import rules
 bench: $(VENV)/.installed-test ## Measure everything against peers and limits (needs wrk and a quiet machine)
 	$(BIN)/python -m tests.benchmarks
 
+triton: $(VENV)/bin/python ## Install NVIDIA's Triton server into .triton, for the test that needs it
+	$(INSTALLER) install --target .triton --no-deps --requirement tests/end_to_end/triton/requirements.txt
+
 lock: ## Resolve requirements.lock anew (needs uv)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv, and $(UV) is not there: pip install uv, or UV=path" >&2; exit 1; }
 	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --all-extras --upgrade --quiet \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock
 
 clean: ## Remove the environment, caches, runs and bundles of the demo
-	rm -rf $(VENV) $(RUN) $(BUNDLE) $(SAMPLES) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .triton $(RUN) $(BUNDLE) $(SAMPLES) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make a second call quick; a changed pyproject or lock installs again.

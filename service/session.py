@@ -26,12 +26,13 @@ EXECUTION_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda
 
 
 CUDA_OPTIONS = {"use_tf32": "0"}
-"""TF32 would cost parity in fp32. On an H200, ResNeXt-50 in batches of 32 (tests/benchmarks/RESULTS.md):
+"""TF32 would cost parity in fp32. On an H200, ResNeXt-50 in batches of 32, images/s (tests/benchmarks/RESULTS.md):
 
-- `prefer_nhwc`: two runs at once give 3,936 images/s with it and 4,246 without in fp16, one 1,733 and 2,256 in fp32.
-- `cudnn_conv_algo_search`: by heuristics 3,317 images/s in one run at a time, by trial 3,035 to 3,230.
-- `enable_cuda_graph`: 5,093 images/s. But ONNX Runtime captures a graph for each thread that runs a session, and in a
-  mode in which CUDA refuses all other threads calls that may be unsafe: those that serve while a reload warms up.
+- `prefer_nhwc`: with it 3,638 in one run at a time, 3,936 in two at once, as the service runs them, and 1,733 in fp32;
+  without it 2,555 to 3,230, 3,945 to 4,246 and 2,256.
+- `cudnn_conv_algo_search` by heuristics: 3,317 in one run at a time. What two at once, or sizes in turn, gain is unknown.
+- `enable_cuda_graph`: 5,093. ONNX Runtime captures a graph for each thread that runs a session, in a mode in which CUDA
+  refuses all other threads calls that may be unsafe: those that serve while a reload warms up. Not tried in the service.
 """
 
 

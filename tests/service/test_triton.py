@@ -1,4 +1,7 @@
-"""What is written for Triton, read by Triton's own schema and held against the model. No Triton runs here."""
+"""What is written for Triton, read by Triton's own schema and held against the model.
+
+tests/end_to_end/test_triton_server.py asks a server.
+"""
 
 import importlib.util
 from pathlib import Path
