@@ -208,7 +208,7 @@ def test_a_survey_comes_last_and_can_be_left_out(
     monkeypatch.setattr(gpu, "_part", part)
     gpu.main([str(tmp_path), *options])
     assert parts[:3] == ["raw fp16", "batches", "single JPEGs"]
-    assert [name for name in parts if name.startswith("survey")] == surveyed == parts[8:]
+    assert [name for name in parts if name.startswith("survey")] == surveyed == parts[9:]
 
 
 def test_decoding_alone_counts_pictures_a_second_and_the_processors_time_of_each(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def measure(workplace: Workplace, plan: Plan, results: Path) -> list[Figure]:
     _say(f"raw {raw:,.0f} images/s")
     figures += _part("single JPEGs", lambda: _jpegs(heavy, plan, workplace, raw))
     figures += _part("a reload", lambda: reload_under_load(PART, heavy, _tensors(heavy), plan, workplace))
+    figures += _part("CUDA graphs", lambda: _graphs(heavy, plan, workplace, raw))
     figures += _part("larger batches", lambda: _larger(heavy, plan, workplace))
     figures += _part("one run at a time", lambda: _one_at_a_time(heavy, plan, workplace, raw))
     figures += _part("parity and sizes", lambda: _parity(heavy, plan))
@@ -147,7 +148,7 @@ def _read(lines: Path) -> Lines:
 
 def _one_at_a_time(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
     """Start a service by itself, and have it run one batch at a time: what the second one at once is worth."""
-    with services(bundle.path, 1, plan, workplace, at_once=1) as [server]:
+    with services(bundle.path, 1, plan, workplace, COMPARED_RUNS_AT_ONCE="1") as [server]:
         start = Figure(PART, "process start to ready", server.seconds_to_ready, "s", note=_stages(server))
         found = load([server.port], _tensors(bundle), processes=4, connections=4, seconds=plan.seconds)
     return [start, _over_http("binary batches, one run at a time, 4 clients", found, raw, None)]
@@ -178,10 +179,22 @@ def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, lines: Path) -> l
     return [*figures, goal, *(_over_http(what, found, raw, None) for what, found in loads)]
 
 
+def _graphs(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
+    """Have the service replay CUDA graphs, which it has not: whether they would pay."""
+    figures = []
+    with services(bundle.path, 1, plan, workplace, COMPARED_CUDA_GRAPHS="1") as [server]:
+        what = "process start to ready, with CUDA graphs"
+        figures.append(Figure(PART, what, server.seconds_to_ready, "s", note=_stages(server)))
+        for clients in (4, 6):
+            found = load([server.port], _tensors(bundle), processes=clients, connections=clients, seconds=plan.seconds)
+            figures.append(_over_http(f"binary batches, CUDA graphs, {clients} clients", found, raw, None))
+    return figures
+
+
 def _larger(bundle: Bundle, plan: Plan, workplace: Workplace) -> list[Figure]:
     """Have the service put several batched requests together."""
     batch, clients = LARGER[-1], 12
-    with services(bundle.path, 1, plan, workplace, batch=batch) as [server]:
+    with services(bundle.path, 1, plan, workplace, EVENKEEL_MAX_BATCH_SIZE=str(batch)) as [server]:
         found = load([server.port], _tensors(bundle), processes=clients, connections=clients, seconds=plan.seconds)
         _say(_busy(server))
     if found.fault:

@@ -43,15 +43,16 @@ class Plan:
 
 
 @contextmanager
-def services(
-    bundle: Path, count: int, plan: Plan, workplace: Workplace, *, at_once: int = 2, batch: int = BATCH
-) -> Iterator[list[Server]]:
-    """Start so many processes of the service at once, each on a port of its own, and wait for all."""
+def services(bundle: Path, count: int, plan: Plan, workplace: Workplace, **settings: str) -> Iterator[list[Server]]:
+    """Start so many processes of the service at once, each on a port of its own, and wait for all.
+
+    Settings are the environment's, beside those that all have: of the service, or of `gpu_server`.
+    """
     settings = {
-        "COMPARED_RUNS_AT_ONCE": str(at_once),
         "EVENKEEL_MAX_QUEUE_SIZE": "1024",
-        "EVENKEEL_MAX_BATCH_SIZE": str(batch),
+        "EVENKEEL_MAX_BATCH_SIZE": str(BATCH),
         "EVENKEEL_DECODE_THREADS": str(decoding_threads(count)),
+        **settings,
     }
     folders = [workplace.place(f"run-gpu/{number}") for number in range(count)]
     starts = [_service(bundle, folder, plan, settings) for folder in folders]
