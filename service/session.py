@@ -30,9 +30,10 @@ CUDA_OPTIONS = {"use_tf32": "0"}
 
 - `prefer_nhwc`: with it 3,638 in one run at a time, 3,936 in two at once, as the service runs them, and 1,733 in fp32;
   without it 2,555 to 3,230, 3,945 to 4,246 and 2,256.
-- `cudnn_conv_algo_search` by heuristics: 3,317 in one run at a time. What two at once, or sizes in turn, gain is unknown.
+- `cudnn_conv_algo_search` by heuristics: 3,317 in one run at a time. What two at once or sizes in turn gain is unknown.
 - `enable_cuda_graph`: 5,093. ONNX Runtime captures a graph for each thread that runs a session, in a mode in which CUDA
-  refuses all other threads calls that may be unsafe: those that serve while a reload warms up. Not tried in the service.
+  refuses all other threads calls that may be unsafe: those that serve while a reload warms up. Not tried over HTTP yet;
+  `tests/benchmarks/gpu_graphs.py` does.
 """
 
 
