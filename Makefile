@@ -43,7 +43,7 @@ bench: $(VENV)/.installed-test ## Measure everything against peers and limits (n
 	$(BIN)/python -m tests.benchmarks
 
 triton: $(VENV)/bin/python ## Install NVIDIA's Triton server into .triton, for the test that needs it
-	$(INSTALLER) install --target .triton --no-deps --requirement tests/end_to_end/triton/requirements.txt
+	$(INSTALLER) install --upgrade --target .triton --no-deps --requirement tests/end_to_end/triton/requirements.txt
 
 lock: ## Resolve requirements.lock anew (needs uv)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv, and $(UV) is not there: pip install uv, or UV=path" >&2; exit 1; }

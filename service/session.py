@@ -32,8 +32,8 @@ CUDA_OPTIONS = {"use_tf32": "0"}
   without it 2,555 to 3,230, 3,945 to 4,246 and 2,256.
 - `cudnn_conv_algo_search` by heuristics: 3,317 in one run at a time. What two at once or sizes in turn gain is unknown.
 - `enable_cuda_graph`: 5,093. ONNX Runtime captures a graph for each thread that runs a session, in a mode in which CUDA
-  refuses all other threads calls that may be unsafe: those that serve while a reload warms up. Not tried over HTTP yet;
-  `tests/benchmarks/gpu_graphs.py` does.
+  refuses all other threads calls that may be unsafe: those that serve while a reload warms up. What the service gains
+  is not known yet: `tests/benchmarks/gpu_graphs.py` is there to measure it.
 """
 
 

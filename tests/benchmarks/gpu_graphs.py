@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from service import session
-from service.bundle import Bundle
-from service.session import RUN_OPTIONS, Asked, OnnxSession
+from service.session import RUN_OPTIONS, OnnxSession
 
 LANES = 2
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
@@ -26,21 +25,13 @@ Arrays = list[NDArray[Any]]
 class CapturedSession(OnnxSession):
     """An `OnnxSession` for one choice of outputs: those that are asked for first."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        asked: Asked,
-        threads: int | None,
-        outputs: Sequence[str] | None = None,
-        sizes: Sequence[int] = (1,),
-    ) -> None:
+    def __init__(self, *opening: Any) -> None:
         session.CUDA_OPTIONS["enable_cuda_graph"] = "1"
-        super().__init__(bundle, asked, threads, outputs, sizes)
-        self._sizes, self._lanes = sizes, SimpleQueue[_Lane]()
-        for _ in range(LANES):
-            others = OnnxSession(bundle, asked, threads, outputs, sizes)
-            self._lanes.put(_Lane(others, self.provider))
+        super().__init__(*opening)
+        self._lanes = SimpleQueue[_Lane]()
         self._wanted: tuple[str, ...] = ()
+        for sessions in (self, *(OnnxSession(*opening) for _ in range(LANES - 1))):
+            self._lanes.put(_Lane(sessions, self.provider))
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """Return the outputs of one run; any thread may call it."""
@@ -58,7 +49,7 @@ class CapturedSession(OnnxSession):
         self._wanted = tuple(outputs)
         for _ in range(LANES):
             lane = self._lanes.get()
-            for size in self._sizes:
+            for size in self._session_of_size:
                 lane.capture(self._wanted, {name: np.repeat(array[:1], size, axis=0) for name, array in inputs.items()})
             self._lanes.put(lane)
 
