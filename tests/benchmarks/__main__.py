@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if found[name][0].what not in {SKIPPED, FAILED}:
                 runs[_title(name)] = describe_run(command)
             report.write(_with_those_kept(found), {_title(part): _remark(part) for part in PARTS}, runs)
-    report.show(console, _with_those_kept(found))
+    if not asked.parts:
+        report.show(console, _with_those_kept(found))
     if wrong := [figure for part in found.values() for figure in part if FAILED in figure.what or _missed(figure)]:
         sys.exit("; ".join(f"{figure.part}: {figure.what}: {figure.verdict or figure.note}" for figure in wrong))
 
