@@ -5,8 +5,8 @@ before anything is decoded. JPEG by simplejpeg where the manifest says so (`serv
 kornia-rs (`service.plain_png`), all else by Pillow.
 The rules, the same as in training and export:
 
-- the EXIF orientation is applied; colour profiles are ignored; transparency is dropped, as Pillow's
-  `convert("RGB")` does; greyscale, palette and CMYK become RGB; of 16 bits the upper 8 count
+- the EXIF orientation is applied, where it can be read; colour profiles are ignored; transparency is dropped, as
+  Pillow's `convert("RGB")` does; greyscale, palette and CMYK become RGB; of 16 bits the upper 8 count
 - of a multi-picture JPEG (as telephones write) the first picture counts; an animation is refused here, and training
   takes its first
 - then resized and cropped with the manifest's geometry, by Pillow; what a detector's picture leaves free is zero
@@ -20,13 +20,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from service.bundle import InputSpec
 from service.errors import ImageTooLarge, InvalidImage
 from service.jpeg import JpegHead, decode_rgb, is_jpeg, read_head
 from service.plain_png import count_png_chunks, decode_plain_png, lacks_pixels
 from service.threads import Threads
+from service.upright import upright
 
 Pixels = NDArray[np.uint8]
 
@@ -266,7 +267,7 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if _ORIENTATIONS & image.info.keys() else image
+    return upright(image) if _ORIENTATIONS & image.info.keys() else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

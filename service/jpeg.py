@@ -15,7 +15,9 @@ from io import BytesIO
 from typing import NamedTuple
 
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
+
+from service.upright import upright
 
 MAX_SCANS = 100
 """A progressive picture has about ten; each passes over all pixels, and a scan of nothing takes few bytes."""
@@ -78,7 +80,7 @@ def decode_rgb(data: bytes, head: JpegHead) -> Image.Image:
         return image
     with Image.open(BytesIO(data), formats=("JPEG",)) as described:
         image.info = described.info
-    return ImageOps.exif_transpose(image)
+    return upright(image)
 
 
 def _look_through(data: bytes) -> tuple[bool, bool]:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from service.bundle import InputSpec
+from service.upright import upright
 from trainer.errors import TrainerError
 
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -27,7 +28,7 @@ def open_rgb(file: BytesIO | str, name: str) -> Image.Image:
     try:
         data = file.getvalue() if isinstance(file, BytesIO) else Path(file).read_bytes()
         with Image.open(BytesIO(data)) as image:
-            return _to_rgb(ImageOps.exif_transpose(_by_simplejpeg(data, image) or image))
+            return _to_rgb(upright(_by_simplejpeg(data, image) or image))
     except UnidentifiedImageError as error:
         raise TrainerError(f"{name}: is not a picture of a known format; mend or remove it") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
