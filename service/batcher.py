@@ -464,10 +464,10 @@ class DynamicBatcher(Generic[Item, Result]):
                 unclaimed.pop()
                 loop.call_soon(self._finish, run, _inference_failed(cause), 0.0)
 
-    def _attempt(self, items: list[Item]) -> tuple[Sequence[Result] | ServiceError, float]:
+    def _attempt(self, items: list[Item]) -> tuple[Sequence[Result] | InferenceFailed, float]:
         """Run the batch and return what comes of it, whatever goes wrong too, and the seconds that it took."""
         begin = perf_counter()
-        outcome: Sequence[Result] | ServiceError
+        outcome: Sequence[Result] | InferenceFailed
         try:
             outcome = self._run_batch(items)
             if len(outcome) != len(items):
@@ -501,7 +501,7 @@ class DynamicBatcher(Generic[Item, Result]):
     def _finish(
         self,
         run: _Run[Item, Result],
-        outcome: Sequence[Result] | ServiceError,
+        outcome: Sequence[Result] | InferenceFailed,
         seconds: float,
         *,
         on_loop: bool = False,
@@ -510,7 +510,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._running.remove(run)
         self._runs += 1
         self._metrics.inference_seconds.observe(seconds)
-        if isinstance(outcome, ServiceError):
+        if isinstance(outcome, InferenceFailed):
             self._fail(batch, outcome)
         else:
             self._is_failing = False
@@ -525,13 +525,12 @@ class DynamicBatcher(Generic[Item, Result]):
                     entry.future.set_result(result)
         self._rest()
 
-    def _fail(self, batch: list[_Entry[Item, Result]], error: ServiceError) -> None:
+    def _fail(self, batch: list[_Entry[Item, Result]], error: InferenceFailed) -> None:
         """Answer a lone item with the error; have the halves of a larger batch run next, each by itself."""
         self._metrics.failed_batches.inc()
         self._is_failing = True
-        if len(batch) == 1 or not isinstance(error, InferenceFailed):
-            whose = batch[0].context if len(batch) == 1 else Context()
-            whose.run(logger.error, "a batch of %d failed: %r", len(batch), error.__cause__ or error)
+        if len(batch) == 1:
+            batch[0].context.run(logger.error, "a batch of 1 failed: %r", error.__cause__)
             self._answer_all(batch, error)
             return
         Context().run(  # and not that of whoever happened to wake the batcher
@@ -696,6 +695,9 @@ class Admission(Generic[Item, Result]):
             return [await entry.future for entry in entries]
         except asyncio.CancelledError:
             self._count_cancelled()
+            raise
+        except DeadlineExceeded as error:  # of one item, which is counted; the others go with it
+            self._count_unanswered(error.code)
             raise
         finally:
             self._await_no_longer()

@@ -78,11 +78,8 @@ def _structure(shape: tuple[int, ...], *, is_nested: bool) -> bytes:
     (b'[[,,],[,,]]', b'[,,,,,]')
     """
     *outer, last = shape
-    count = 1
-    for length in outer:
-        count *= length
     if not is_nested:
-        return b"[%b]" % (b"," * (count * last - 1))
+        return b"[%b]" % (b"," * (math.prod(shape) - 1))
     text = b"[%b]" % (b"," * (last - 1))
     for length in reversed(outer):
         text = b"[%b]" % b",".join([text] * length)

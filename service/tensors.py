@@ -8,6 +8,7 @@ Source: KServe, *Open Inference Protocol*, and its *Binary Tensor Data Extension
 
 import struct
 from collections.abc import Sequence
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -135,7 +136,7 @@ def read_tensor(tensor: JsonObject, parts: BinaryParts, *, datatype: str, shape:
             f"{field} has both data and binary_data_size.", field=field, remedy="Send its values in one place."
         )
     kind = _TYPES[datatype]
-    expected = _elements(shape) * kind.itemsize
+    expected = prod(shape) * kind.itemsize
     if size != expected:
         raise InvalidParameter(
             f"{field} of shape {list(shape)} in {datatype} has {expected} bytes.",
@@ -173,8 +174,8 @@ def binary_size(tensor: JsonObject, field: str) -> int | None:
 def _from_json(data: object, datatype: str, shape: Shape, field: str) -> NDArray[Any]:
     if isinstance(data, LongList):
         return _from_long(data, datatype, shape, field)
-    if not isinstance(data, list) or (data and not isinstance(data[0], list) and len(data) != _elements(shape)):
-        raise _off(field, f"a list of {_elements(shape)} values, flat or nested", None)
+    if not isinstance(data, list) or (data and not isinstance(data[0], list) and len(data) != prod(shape)):
+        raise _off(field, f"a list of {prod(shape)} values, flat or nested", None)
     written = as_json(data)
     if "true" in written or "false" in written:  # which would become numbers beside numbers
         raise _off(field, "numbers alone", None)
@@ -182,13 +183,13 @@ def _from_json(data: object, datatype: str, shape: Shape, field: str) -> NDArray
         values = np.array(data)
     except (ValueError, OverflowError) as error:  # ragged, or a number that no machine holds
         raise _off(field, f"numbers in the shape {list(shape)}", None) from error
-    if values.size != _elements(shape) or (values.ndim > 1 and values.shape != shape):
-        raise _off(field, f"{_elements(shape)} values in the shape {list(shape)}", str(list(values.shape)))
+    if values.size != prod(shape) or (values.ndim > 1 and values.shape != shape):
+        raise _off(field, f"{prod(shape)} values in the shape {list(shape)}", str(list(values.shape)))
     return _typed(values, datatype, field).reshape(shape)
 
 
 def _from_long(data: LongList, datatype: str, shape: Shape, field: str) -> NDArray[Any]:
-    values, count = np.empty(_elements(shape), _TYPES[datatype]), 0
+    values, count = np.empty(prod(shape), _TYPES[datatype]), 0
     try:
         for piece in data.pieces(shape):
             values[count : count + len(piece)] = _typed(np.array(piece), datatype, field)
@@ -222,13 +223,6 @@ def as_json(value: object) -> str:
 
 def _off(field: str, expected: str, value: str | None) -> InvalidParameter:
     return InvalidParameter(f"{field} must hold {expected}.", field=field, value=value, remedy=_DOCS)
-
-
-def _elements(shape: Shape) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
 
 
 def write_tensor(name: str, values: Values, *, binary: bool) -> tuple[JsonObject, bytes]:

@@ -458,6 +458,23 @@ async def test_what_no_run_could_answer_in_time_is_not_run(make: Make, metrics: 
     assert total(metrics, "evenkeel_rejected_images_total", reason="deadline_exceeded") == 2
 
 
+async def test_all_images_of_a_request_that_is_given_up_as_late_are_counted(metrics: Metrics) -> None:
+    def run(items: list[int]) -> list[str]:
+        time.sleep(0.05)
+        return [f"item {item}" for item in items]
+
+    batcher: Batcher = DynamicBatcher(run, max_batch_size=2, max_queue_size=64, metrics=metrics)
+    for _ in range(3):
+        await ask(batcher, 0, 0)
+    with batcher.admit(4, deadline=time.monotonic() + 0.07) as admission:  # while nobody is before them
+        others = await ask_many(batcher, 1, 2, 3)
+        with pytest.raises(DeadlineExceeded):  # the first of the four ends a batch, and that one is found late
+            await admission.run([4, 5, 6, 7])
+    await asyncio.gather(*others)
+    await batcher.close(1)
+    assert total(metrics, "evenkeel_rejected_images_total", reason="deadline_exceeded") == 4
+
+
 async def test_a_run_that_was_slow_once_has_nobody_refused_without_a_try(make: Make) -> None:
     pace = [0.2]
 

@@ -31,6 +31,17 @@ def test_bounds_that_leave_the_models_default_out_move_it_in() -> None:
     assert (terms.alpha, terms.alpha_source) == (0.5, "client")
 
 
+def test_a_target_distribution_has_one_version_in_whatever_order_it_is_stated() -> None:
+    shares = {name: 1 / len(NAMES) + index / 100 for index, name in enumerate(NAMES)}
+    there, back = (
+        fit(ClientPolicy(target_distribution=dict(items)), MANIFEST, 4.0).target_version
+        for items in (shares.items(), reversed(shares.items()))
+    )
+    other = fit(ClientPolicy(target_distribution=dict.fromkeys(NAMES, 1.0)), MANIFEST, 4.0).target_version
+    assert there == back
+    assert there != other
+
+
 def test_a_target_distribution_is_normalised_and_centred_in_the_models_order() -> None:
     policy = ClientPolicy(target_distribution={name: 2.0**index for index, name in enumerate(reversed(NAMES))})
     assert sum((policy.target_distribution or {}).values()) == pytest.approx(1)

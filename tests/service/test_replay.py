@@ -109,14 +109,17 @@ def test_a_label_that_can_never_win_is_right_nowhere() -> None:
     replay = Replay.of(kept, [1], log_class_share=np.log([0.5, 0.25, 0.25]), shot_groups=GROUPS, rectangle=RECTANGLE)
     assert [each.tolist() for each in replay.intervals(0.0)] == [[0.0], [0.0]]
     assert replay.curve().overall.tolist() == [0.0]
+    wider = replay.within(Rectangle(-1.0, 3.0, 2.0))
+    assert [each.tolist() for each in wider.intervals(0.0)] == [[-1.0], [-1.0]]
 
 
 def test_damaged_bytes_are_refused() -> None:
-    with pytest.raises(ValueError, match="13 bytes are no whole number of candidates"):
-        Candidates.unpack(b"x" * 13, 10)
+    for length in (0, 13):
+        with pytest.raises(ValueError, match=f"{length} bytes are no whole number of candidates"):
+            Candidates.unpack(b"x" * length, 10)
 
 
-@pytest.mark.parametrize(("classes", "size"), [(100, 20), (70_000, 24)])
+@pytest.mark.parametrize(("classes", "size"), [(100, 20), (65_536, 20), (65_537, 24)])
 def test_a_candidate_takes_ten_bytes_or_twelve(classes: int, size: int) -> None:
     kept = Candidates(np.array([0, classes - 1]), np.float32([1, 2]), np.float32([3, 4]))
     content = kept.pack(classes)

@@ -55,6 +55,13 @@ def test_the_envelope_agrees_with_the_served_winner(chosen: Knobs, seed: int) ->
     assert low <= chosen.alpha <= high
 
 
+def test_of_equal_logits_the_lower_index_ranks_first() -> None:
+    factual = np.float32([[1, 0, 0, 1, 0, 0, 1, 0, 0, 1]])
+    of = Branches(factual, np.zeros_like(factual), np.zeros((1, 1), np.float32))
+    (result,) = score(of, [Knobs(1.0)], log_class_share=np.log(np.full(10, 0.1)), low=0.0, high=3.0)
+    assert result.ranking.tolist() == [0, 3, 6, 9, 1, 2, 4, 5, 7, 8]
+
+
 def test_enormous_logits_give_probabilities_all_the_same() -> None:
     of = Branches(np.full((1, 6), 1e30, np.float32), np.zeros((1, 6), np.float32), np.zeros((1, 2), np.float32))
     assert np.isfinite(scores(of, [Knobs(1.0)])[0].probabilities).all()

@@ -82,6 +82,26 @@ def test_the_stable_interval_holds_alpha_and_one_winner(pair: Pair, alpha: float
     assert envelope.winner_at((start + end) / 2) == envelope.winner_at(alpha)
 
 
+@given(many_samples, st.floats(-1, 1), st.floats(1, 4))
+def test_a_batch_has_the_envelopes_of_each_by_itself(pair: Pair, low: float, high: float) -> None:
+    together = upper_envelopes(*pair, low=low, high=high)
+    for envelope, factual, counterfactual in zip(together, *pair, strict=True):
+        alone = upper_envelope(factual, counterfactual, low=low, high=high)
+        assert (envelope.low, envelope.high) == (low, high)
+        assert envelope.winners.tolist() == alone.winners.tolist()
+        assert envelope.breakpoints.tolist() == alone.breakpoints.tolist()
+
+
+def test_a_range_that_begins_above_zero_begins_with_its_own_winner() -> None:
+    (envelope,) = upper_envelopes([[1.0, 0.0]], [[2.0, 0.0]], low=1.0, high=3.0)
+    assert (envelope.winners.tolist(), envelope.breakpoints.tolist()) == ([1], [])
+
+
+def test_where_three_lines_meet_the_steepest_wins_from_there() -> None:
+    envelope = upper_envelope([2.0, 1.0, 0.0], [3.0, 2.0, 1.0], low=LOW, high=HIGH)
+    assert (envelope.winners.tolist(), envelope.breakpoints.tolist()) == ([0, 2], [1.0])
+
+
 def test_of_equal_lines_the_lowest_index_wins() -> None:
     envelope = upper_envelope([1.0, 1.0, 0.0], [0.5, 0.5, 0.0], low=LOW, high=HIGH)
     assert envelope.winners.tolist() == [0, 2]
@@ -206,6 +226,11 @@ def test_a_sample_is_right_where_its_envelope_says_so(pair: Pair, data: st.DataO
 def test_equal_lines_leave_the_higher_index_never_right() -> None:
     start, end = correct_intervals([[1.0, 1.0]] * 2, [[0.0, 0.0]] * 2, [0, 1], low=LOW, high=HIGH)
     assert (start.tolist(), end.tolist()) == ([0.0, 0.0], [3.0, 0.0])
+
+
+def test_on_a_breakpoint_accuracy_is_that_of_the_stretch_that_begins_there() -> None:
+    curve = accuracy_curve([[1.0, 0.0], [1.0, 0.0]], [[2.0, 0.0], [1.0, 0.0]], [0, 1], low=LOW, high=HIGH)
+    assert [curve.at(alpha)["overall"] for alpha in (0.0, 0.5, 0.75, 1.0, 3.0)] == [0.5, 0.0, 0.0, 0.5, 0.5]
 
 
 def test_groups_without_samples_are_left_out() -> None:
