@@ -2,11 +2,11 @@
 
 from statistics import fmean
 
-from service.bundle import shot_group_of
 from service.tradeoff import accuracy_curve, best_alpha
 from trainer.checkpoint import AlphaChoice
 from trainer.config import AlphaConfig
 from trainer.inference import Branches
+from trainer.long_tail import shot_groups_of
 
 
 def choose_alpha(
@@ -33,9 +33,17 @@ def choose_alpha(
             validation.labels,
             low=config.minimum,
             high=config.maximum,
-            shot_groups=[shot_group_of(count) for count in class_counts],
+            shot_groups=shot_groups_of(class_counts),
         )
         return AlphaChoice(best_alpha(curve, "balanced"), "validation", mean_cosine)
-    cosine = fmean(mean_cosine)
-    value = min(max(1 / cosine, config.minimum), config.maximum) if cosine > 0 else config.maximum
-    return AlphaChoice(value, "mean_cosine", mean_cosine)
+    return AlphaChoice(alpha_of_cosine(fmean(mean_cosine), config), "mean_cosine", mean_cosine)
+
+
+def alpha_of_cosine(cosine: float, span: AlphaConfig) -> float:
+    """Compute where ``alpha * cos`` is 1, within the range of alpha; no alpha is too large for a cosine of 0 or less.
+
+    Example:
+        >>> [alpha_of_cosine(cosine, AlphaConfig(minimum=1.5, maximum=3)) for cosine in (0.9, 0.5, 0.1, -0.5)]
+        [1.5, 2.0, 3.0, 3.0]
+    """
+    return min(max(1 / cosine, span.minimum), span.maximum) if cosine > 0 else span.maximum

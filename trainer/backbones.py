@@ -5,7 +5,6 @@ are pooled from, and says D as ``num_features``. It knows nothing of classes.
 """
 
 from itertools import pairwise
-from typing import Protocol
 
 import timm
 import torch
@@ -14,15 +13,6 @@ from torch.nn import functional
 
 from trainer.config import BackboneConfig
 from trainer.errors import TrainerError
-
-
-class Backbone(Protocol):
-    """What every backbone offers."""
-
-    num_features: int
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images [N, 3, H, W] to features [N, D] and their feature map [N, D, h, w]."""
 
 
 class ResidualBlock(nn.Module):
@@ -126,10 +116,12 @@ class TimmBackbone(nn.Module):
         return feature_map.permute(0, 3, 1, 2) if is_channels_last else feature_map
 
 
+Backbone = CifarResNet32 | SmallCnn | TimmBackbone
+
 OWN_BACKBONES: dict[str, type[CifarResNet32 | SmallCnn]] = {"resnet32_cifar": CifarResNet32, "small_cnn": SmallCnn}
 
 
-def create_backbone(config: BackboneConfig) -> CifarResNet32 | SmallCnn | TimmBackbone:
+def create_backbone(config: BackboneConfig) -> Backbone:
     """Make the backbone that the recipe names.
 
     Raises:

@@ -13,9 +13,10 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 from torch import Tensor
 
-from service.bundle import Calibration, knob_terms, shot_group_of
+from service.bundle import Calibration, knob_terms
 from trainer.config import AlphaConfig
 from trainer.inference import Branches
+from trainer.long_tail import log_class_share, shot_groups_of
 
 Floats = NDArray[np.float64]
 
@@ -70,7 +71,7 @@ def fit_calibration(validation: Branches, class_counts: NDArray[np.int64], alpha
     grid = [(a, s) for a in np.linspace(alpha.minimum, alpha.maximum, ALPHAS) for s in STRENGTHS]
     factual, counterfactual = torch.from_numpy(validation.factual), torch.from_numpy(validation.counterfactual)
     labels, weights = torch.from_numpy(validation.labels), torch.from_numpy(_balanced(validation.labels, class_counts))
-    log_share = torch.from_numpy(np.log(class_counts / class_counts.sum())).float()
+    log_share = torch.from_numpy(log_class_share(class_counts)).float()
 
     def loss(coefficients: Floats) -> tuple[float, Floats]:
         total, slope = 0.0, np.zeros_like(coefficients)
@@ -102,7 +103,7 @@ def negative_log_likelihood(logits: Floats, labels: NDArray[np.int64]) -> float:
 
 
 def _groups(class_counts: NDArray[np.int64]) -> NDArray[np.str_]:
-    return np.array([shot_group_of(int(count)) for count in class_counts])
+    return np.array(shot_groups_of(class_counts))
 
 
 def _balanced(labels: NDArray[np.int64], class_counts: NDArray[np.int64]) -> Floats:

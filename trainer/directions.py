@@ -16,6 +16,7 @@ from torch import Tensor
 
 from service.bundle import shot_group_of
 from service.tradeoff import accuracy_curve, best_alpha
+from trainer.alpha import alpha_of_cosine
 from trainer.checkpoint import Checkpoint, finished_checkpoint
 from trainer.classifiers import Classifier
 from trainer.data import Pixels, load_splits
@@ -23,6 +24,7 @@ from trainer.errors import TrainerError, writing
 from trainer.evaluate import evaluate_branches
 from trainer.head import unit
 from trainer.inference import Branches, branches_of, extract_features
+from trainer.long_tail import log_class_share, shot_groups_of
 from trainer.progress import console, print_table
 from trainer.runs import direction_of, restore_model, with_data
 from trainer.train import choose_device
@@ -124,7 +126,7 @@ def measure(
     cosine = (unit(seen.unflatten(-1, (heads, -1))) * slices).sum(dim=-1).mean(dim=0).double()
     branches = branches_of(*tested, classifier, direction)
     evaluation = evaluate_branches(branches, counts, span)
-    alpha, *alphas = (_inverse(float(one), span.minimum, span.maximum) for one in (cosine.mean(), *cosine))
+    alpha, *alphas = (alpha_of_cosine(float(one), span) for one in (cosine.mean(), *cosine))
     parts = [branches_of(*tested, classifier, _only(direction, heads, head)).counterfactual for head in range(heads)]
     return {
         "mean_cosine": [round(float(one), 4) for one in cosine],
@@ -141,10 +143,6 @@ def slice_cosines(one: Tensor, other: Tensor, num_heads: int) -> list[float]:
     return [round(float(cosine), 4) for cosine in torch.stack(list(units)).prod(dim=0).sum(dim=-1)]
 
 
-def _inverse(cosine: float, low: float, high: float) -> float:
-    return min(max(1 / cosine, low), high) if cosine > 0 else high
-
-
 def _only(direction: Tensor, heads: int, head: int) -> Tensor:
     kept = torch.zeros_like(direction).view(heads, -1)
     kept[head] = direction.view(heads, -1)[head]
@@ -152,8 +150,8 @@ def _only(direction: Tensor, heads: int, head: int) -> Tensor:
 
 
 def _optima(branches: Branches, counts: Labels, low: float, high: float) -> list[dict[str, float]]:
-    log_share = np.log(counts / counts.sum())
-    groups = [shot_group_of(int(count)) for count in counts]
+    log_share = log_class_share(counts)
+    groups = shot_groups_of(counts)
     optima = []
     for strength in STRENGTHS:
         factual = branches.factual - strength * log_share

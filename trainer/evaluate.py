@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from service.bundle import Calibration, shot_group_of
+from service.bundle import Calibration
 from service.tradeoff import AccuracyCurve, accuracy_curve, best_alpha
 from trainer.calibration import negative_log_likelihood
 from trainer.config import AlphaConfig
 from trainer.inference import Branches
+from trainer.long_tail import log_class_share, shot_groups_of
 
 CALIBRATION_BINS = 15
 
@@ -43,7 +44,7 @@ class Evaluation:
 
         Where there is a calibration, also how well they hold at its temperature.
         """
-        log_share = np.log(self.class_counts / self.class_counts.sum())
+        log_share = log_class_share(self.class_counts)
         branches = self.branches
         logits = branches.factual - alpha * branches.counterfactual - prior_strength * log_share
         accuracies = _accuracies(logits.argmax(axis=1), branches.labels, self.class_counts)
@@ -80,7 +81,7 @@ def evaluate_branches(
         branches.labels,
         low=alpha.minimum,
         high=alpha.maximum,
-        shot_groups=[shot_group_of(int(count)) for count in class_counts],
+        shot_groups=shot_groups_of(class_counts),
     )
     return Evaluation(curve, branches, class_counts, calibration)
 
@@ -122,6 +123,6 @@ def _accuracies(
     correct = predicted == labels
     images = np.bincount(labels, minlength=len(class_counts))
     recall = np.bincount(labels, correct, len(class_counts)) / np.maximum(images, 1)
-    groups = np.array([shot_group_of(int(count)) for count in class_counts])[labels]
+    groups = np.array(shot_groups_of(class_counts))[labels]
     by_group = {f"{name}_shot_accuracy": float(correct[groups == name].mean()) for name in dict.fromkeys(groups)}
     return {"accuracy": float(correct.mean()), "balanced_accuracy": float(recall[images > 0].mean()), **by_group}

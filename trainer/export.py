@@ -43,6 +43,7 @@ from trainer.checkpoint import Checkpoint, finished_checkpoint
 from trainer.errors import TrainerError
 from trainer.explain import NoActivationMaps, activation_maps
 from trainer.graph import INPUTS, OUTPUTS, ServingGraph
+from trainer.long_tail import log_class_share
 from trainer.progress import console
 from trainer.runs import (
     CURVE_FILE,
@@ -189,8 +190,7 @@ def _measured(folder: Path, direction: str) -> dict[str, Any]:
 def serving_graph(checkpoint: Checkpoint, direction: str, *, half: bool = False) -> ServingGraph:
     """Make the module that is exported, on the CPU and in evaluation mode."""
     model = restore_model(checkpoint, torch.device("cpu"))
-    counts = torch.tensor(checkpoint.class_counts, dtype=torch.float64)
-    log_share = (counts / counts.sum()).log().float()
+    log_share = torch.from_numpy(log_class_share(np.array(checkpoint.class_counts))).float()
     return ServingGraph(deepcopy(model), direction_of(checkpoint, direction), log_share, half=half).eval()
 
 

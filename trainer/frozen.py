@@ -8,14 +8,13 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from trainer.config import Recipe
-from trainer.data import Batch, Pixels
+from trainer.data import Batch, Pixels, mixed_seed
 from trainer.distributed import is_first, on_device, part_of
 from trainer.errors import writing
 from trainer.inference import extract_features
@@ -34,8 +33,8 @@ class KeptFeatures(Pixels):
 
     def training(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield (features [N, D], labels [N]), shuffled by (seed, epoch) alone."""
-        seed = int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(mixed_seed(self.recipe.seed, epoch))
+        order = torch.randperm(len(self), generator=generator)
         for rows in on_device(order, self.device).split(self.recipe.batch_size)[first_step : self.steps_per_epoch()]:
             part = part_of(rows)
             yield self._features[part], self._labels[part]

@@ -1,7 +1,9 @@
 """The two logit branches and how they combine: pure functions.
 
-``branch_logits`` is the de-confounded classifier of the paper; ``FoldedHead`` and ``folded_branches`` serve every
-classifier (``trainer.classifiers``). This module knows neither backbones nor training loops.
+``branch_logits``, ``fold`` and ``tde_logits`` are the paper's Eq. 7 and 8 from weights alone: the reference that tests
+hold the de-confounded classifier to. Production takes a ``FoldedHead`` of any classifier from ``Classifier.fold``
+(``trainer.classifiers``); ``folded_branches`` and ``combine`` serve both. This module knows neither backbones nor
+training loops.
 
 Source: Tang, Huang and Zhang, *Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum Causal
 Effect*, NeurIPS 2020 (arXiv 2009.12991).

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import shot_group_of
 from service.tradeoff import accuracy_curve, best_alpha
 from trainer.config import AlphaConfig, LossConfig
 from trainer.inference import Branches
+from trainer.long_tail import log_class_share, shot_groups_of
 
 STRENGTHS = tuple(round(float(strength), 2) for strength in np.linspace(0, 2, 41))
 
@@ -53,7 +53,7 @@ def lean_of(counterfactual: NDArray[np.floating], class_counts: NDArray[np.int64
         >>> round(lean_of(0.5 * np.log(counts)[None, :], counts), 6)
         0.5
     """
-    log_share = np.log(class_counts / class_counts.sum())
+    log_share = log_class_share(class_counts)
     centred = log_share - log_share.mean()
     spread = float(centred @ centred)
     return float(centred @ counterfactual.mean(axis=0, dtype=np.float64)) / spread if spread else 0.0
@@ -91,8 +91,8 @@ def choose_knobs(
 
 
 def _by_validation(config: AlphaConfig, validation: Branches, class_counts: NDArray[np.int64]) -> Knobs:
-    log_share = np.log(class_counts / class_counts.sum())
-    groups = [shot_group_of(int(count)) for count in class_counts]
+    log_share = log_class_share(class_counts)
+    groups = shot_groups_of(class_counts)
     best, knobs = -1.0, Knobs(0.0, 0.0, "validation")
     for strength in STRENGTHS:
         curve = accuracy_curve(

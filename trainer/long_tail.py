@@ -1,8 +1,14 @@
-"""The long tail as arithmetic: how many images of each class stay, and which. Knows labels, not images."""
+"""The long tail as arithmetic: how many images of each class stay, which, and what their numbers say of the classes.
+
+Knows labels, not images.
+"""
+
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bundle import ShotGroup, shot_group_of
 from trainer.config import LongTail
 from trainer.errors import TrainerError
 
@@ -66,6 +72,30 @@ def hold_out(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArra
     order = np.random.default_rng(seed).permutation(len(labels))
     held_out = np.sort(_first_of_each_class(labels, order, (counts * share).astype(np.int64)))
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def log_class_share(class_counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Compute the log of each class's share of the training images [C]: ``log(n_c / sum n)``.
+
+    Args:
+        class_counts: training images per class [C], each at least 1.
+
+    Example:
+        >>> log_class_share(np.array([3, 1])).round(4).tolist()
+        [-0.2877, -1.3863]
+    """
+    log_share: NDArray[np.float64] = np.log(class_counts / class_counts.sum())
+    return log_share
+
+
+def shot_groups_of(class_counts: Iterable[int]) -> list[ShotGroup]:
+    """Give the shot group of each class by its training images.
+
+    Example:
+        >>> shot_groups_of(np.array([500, 50, 5]))
+        ['many', 'medium', 'few']
+    """
+    return [shot_group_of(int(count)) for count in class_counts]
 
 
 def _first_of_each_class(

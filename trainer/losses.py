@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.config import LossConfig
+from trainer.long_tail import log_class_share
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps logits [N, C] and labels [N] to the mean loss of the batch."""
@@ -32,7 +33,7 @@ def create_loss(config: LossConfig, class_counts: NDArray[np.int64], device: tor
         return Focal(config.gamma)
     if config.name == "cross_entropy":
         return functional.cross_entropy
-    log_share = torch.from_numpy(np.log(class_counts / class_counts.sum())).float().to(device)
+    log_share = torch.from_numpy(log_class_share(class_counts)).float().to(device)
     return LogitAdjusted(log_share, config.tau if config.name == "logit_adjustment" else 1.0)
 
 

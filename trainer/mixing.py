@@ -41,7 +41,7 @@ def mix(config: AugmentConfig, pixels: Tensor, progress: float) -> tuple[Tensor,
     Returns:
         Pixels [N, 3, H, W] and how they were mixed; None where they were not.
     """
-    ways = [way for way, a in ((_blend, config.mixup), (_paste, config.cutmix)) for _ in [a] if a]
+    ways = [way for way, a in ((_blend, config.mixup), (_paste, config.cutmix)) if a]
     if not ways or progress >= config.mixing_until or torch.rand(()) >= config.mixing_probability:
         return pixels, None
     way = ways[int(torch.randint(len(ways), ()))]

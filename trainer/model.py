@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from trainer.backbones import CifarResNet32, SmallCnn, TimmBackbone, create_backbone
+from trainer.backbones import Backbone, create_backbone
 from trainer.classifiers import create_classifier
 from trainer.config import Recipe
 from trainer.errors import TrainerError
@@ -76,7 +76,7 @@ class LongTailClassifier(nn.Module):
         return features.float(), feature_map
 
 
-def _backbone(recipe: Recipe, *, fetch_weights: bool) -> CifarResNet32 | SmallCnn | TimmBackbone:
+def _backbone(recipe: Recipe, *, fetch_weights: bool) -> Backbone:
     """Make the backbone, with its weights unless a checkpoint follows, and say what of it is trained."""
     config = recipe.backbone
     backbone = create_backbone(config.model_copy(update={"pretrained": config.pretrained and fetch_weights}))

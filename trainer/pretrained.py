@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from service.bundle import InputSpec
-from trainer.backbones import CifarResNet32, SmallCnn, TimmBackbone, create_backbone
+from trainer.backbones import Backbone, TimmBackbone, create_backbone
 from trainer.checkpoint import CHECKPOINT_FILE, finished_checkpoint
 from trainer.config import BackboneConfig, Recipe
 from trainer.errors import TrainerError
@@ -21,12 +21,11 @@ from trainer.matching import bare_names, key_faults
 from trainer.progress import console
 from trainer.published import read_torch_file
 
-AnyBackbone = CifarResNet32 | SmallCnn | TimmBackbone
 WRAPPERS = ("state_dict_best", "state_dict", "model", "feat_model")
 """Keys under which torch files keep their weights, from the outside in."""
 
 
-def load_weights(backbone: AnyBackbone, config: BackboneConfig, spec: InputSpec) -> None:
+def load_weights(backbone: Backbone, config: BackboneConfig, spec: InputSpec) -> None:
     """Fill a backbone with the weights that ``backbone.weights`` names.
 
     Args:
@@ -86,7 +85,7 @@ def _held_out_by(recipe: Recipe) -> tuple[object, ...]:
     return recipe.seed, recipe.data.long_tail, recipe.data.validation_share
 
 
-def check_normalisation(backbone: AnyBackbone, spec: InputSpec) -> None:
+def check_normalisation(backbone: Backbone, spec: InputSpec) -> None:
     """Refuse pixels that are normalised otherwise than timm's weights were trained with.
 
     Raises:
@@ -165,7 +164,7 @@ def read_weights(file: Path, setting: str) -> dict[str, Tensor]:
         raise TrainerError(f"{setting} {file}: {error}") from error
 
 
-def _classifier_keys(backbone: AnyBackbone) -> tuple[str, ...]:
+def _classifier_keys(backbone: Backbone) -> tuple[str, ...]:
     """Name what the keys of timm's own classifier begin with: these are left out."""
     if not isinstance(backbone, TimmBackbone):
         return ()

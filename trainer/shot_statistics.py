@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from service.bundle import shot_group_of
 from trainer.classifiers import Classifier
 from trainer.distributed import summed
 from trainer.head import unit
+from trainer.long_tail import shot_groups_of
 
 
 class ShotStatistics:
@@ -18,7 +18,7 @@ class ShotStatistics:
     """
 
     def __init__(self, class_counts: list[int], device: torch.device) -> None:
-        groups = [shot_group_of(count) for count in class_counts]
+        groups = shot_groups_of(class_counts)
         self.names: list[str] = [name for name in ("many", "medium", "few") if name in groups]
         self._group = torch.tensor([self.names.index(name) for name in groups], device=device)
         self.sums = torch.zeros(3, len(self.names), device=device)

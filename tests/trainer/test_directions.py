@@ -1,22 +1,26 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.trainer.tiny import write_image_folder
+from tests.trainer.tiny import tiny_recipe, write_image_folder
 from trainer.checkpoint import load_checkpoint
 from trainer.directions import (
     SLICE_GRID,
+    STRENGTHS,
     _best_per_slice,
+    _optima,
     candidate_directions,
     compare_directions,
     measure,
     slice_cosines,
 )
 from trainer.errors import TrainerError
+from trainer.inference import Branches
 from trainer.runs import restore_model
 
 
@@ -77,6 +81,44 @@ def test_one_alpha_for_all_slices_is_a_special_case_of_one_for_each(finished_run
     measured = measure(direction, model.head, seen, (tested, np.arange(80) % 10), checkpoint)
     assert measured["chosen_per_slice"]["alphas"] == pytest.approx([measured["chosen"]["alpha"]] * 2)
     assert measured["chosen_per_slice"]["accuracy"] == measured["chosen"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("slices", "whole", "second"),
+    [  # the first slice has a cosine of 1, the second of sqrt(1/2), 0 and -1
+        ([1.0, 0.0], 1.25, 2**0.5),
+        ([1.0, -1.0], 2.0, 2.5),
+        ([-1.0, -1.0], 2.5, 2.5),
+    ],
+)
+def test_the_alpha_of_a_direction_and_of_each_slice_stays_within_the_range(
+    finished_run: Path, slices: list[float], whole: float, second: float
+) -> None:
+    checkpoint = load_checkpoint(finished_run)
+    classifier = restore_model(checkpoint, torch.device("cpu")).head
+    narrow = replace(checkpoint, recipe=tiny_recipe("alpha={minimum: 1.25, maximum: 2.5}"))
+    seen = torch.cat((torch.ones(32), torch.tensor(slices).repeat(16))).expand(6, 64)
+    tested = torch.rand(20, 64, generator=torch.Generator().manual_seed(0)), np.arange(20) % 10
+    measured = measure(torch.ones(64), classifier, seen, tested, narrow)
+    assert measured["chosen"]["alpha"] == pytest.approx(whole)
+    assert measured["chosen_per_slice"]["alphas"] == pytest.approx([1.25, second])
+
+
+def test_an_optimum_under_a_prior_is_of_logits_that_the_log_share_is_taken_from() -> None:
+    random = np.random.default_rng(0)
+    counts, labels = np.array([900, 90, 10]), np.arange(300) % 3
+    log_share = np.log(counts / 1000)
+    truth = 3 * np.eye(3)[labels] + random.normal(size=(300, 3))
+    factual = (truth + log_share).astype(np.float32)  # leans to the frequent class by one whole prior
+    counterfactual = random.normal(size=(300, 3)).astype(np.float32)
+    branches = Branches(factual, counterfactual, np.ones((300, 1), np.float32), labels)
+    optima = _optima(branches, counts, 0.0, 3.0)
+    assert [one["prior_strength"] for one in optima] == list(STRENGTHS)
+    for one in optima:
+        logits = factual - one["alpha"] * counterfactual - one["prior_strength"] * log_share
+        assert one["accuracy"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+    accuracies = [one["accuracy"] for one in optima]
+    assert accuracies[-1] > accuracies[0] + 0.1
 
 
 def test_data_of_other_classes_or_pictures_gives_no_directions(finished_run: Path, tmp_path: Path) -> None:

@@ -1,17 +1,21 @@
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 
+from tests.trainer.tiny import tiny_recipe
 from trainer import export
-from trainer.checkpoint import finished_checkpoint
+from trainer.checkpoint import AlphaChoice, finished_checkpoint
 from trainer.errors import TrainerError
-from trainer.export import export_run, run_onnx
+from trainer.export import describe, export_run, run_onnx
 from trainer.graph import ServingGraph
+from trainer.runs import read_evaluation
 
 
 def test_the_bundle_holds_what_the_checkpoint_says(finished_run: Path, tmp_path: Path) -> None:
@@ -21,6 +25,33 @@ def test_the_bundle_holds_what_the_checkpoint_says(finished_run: Path, tmp_path:
     assert manifest.alpha.default == checkpoint.alphas["dataset_mean"].value
     assert manifest.tde.direction == "dataset_mean"
     assert [model.precision for model in manifest.models] == ["fp32"]
+
+
+@pytest.mark.parametrize("direction", ["ema", "dataset_mean"])
+def test_the_manifest_says_of_tde_and_alpha_what_recipe_and_checkpoint_do(finished_run: Path, direction: str) -> None:
+    torch.manual_seed(0)
+    checkpoint = finished_checkpoint(finished_run)
+    ema, mean = torch.rand(64), torch.rand(64)
+    changed = replace(
+        checkpoint,
+        recipe=tiny_recipe("head={num_heads: 4, tau: 9, gamma: 0.25}", "alpha={minimum: 0.5, maximum: 2.5}"),
+        model=checkpoint.model | {"head.momentum_direction": ema},
+        dataset_mean=mean,
+        alphas={"ema": AlphaChoice(1.25, "mean_cosine"), "dataset_mean": AlphaChoice(0.75, "validation")},
+    )
+    manifest = describe(changed, read_evaluation(finished_run), direction)
+    cosine = float(ema @ mean / ema.norm() / mean.norm())
+    assert manifest.tde is not None
+    assert manifest.tde.model_dump() == {
+        "num_heads": 4,
+        "tau": 9.0,
+        "gamma": 0.25,
+        "direction": direction,
+        "direction_cosine": pytest.approx(cosine, abs=1e-5),
+    }
+    default, chosen_by = {"ema": (1.25, "mean_cosine"), "dataset_mean": (0.75, "validation")}[direction]
+    expected = {"default": default, "chosen_by": chosen_by, "minimum": 0.5, "maximum": 2.5}
+    assert manifest.alpha.model_dump() == expected
 
 
 def test_both_precisions_give_the_samples_outputs_at_any_batch_size(finished_run: Path, tmp_path: Path) -> None:

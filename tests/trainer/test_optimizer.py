@@ -39,6 +39,25 @@ def test_a_step_is_adamw_with_momentum_as_beta_1(digits: Splits) -> None:
     assert torch.allclose(training.model.head.weight, weight, atol=1e-6)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_step_is_sgd_with_the_recipes_momentum_and_looks_ahead_where_nesterov_is_asked_for(
+    digits: Splits, nesterov: bool
+) -> None:
+    settings = f"optimizer={{learning_rate: 0.01, momentum: 0.8, nesterov: {nesterov}, weight_decay: 0.1}}"
+    training = Training(tiny_recipe(settings), digits, CPU)
+    weight = copy.deepcopy(training.model.head.weight).detach()
+    momentum = torch.zeros_like(weight)
+    torch.manual_seed(0)
+    pixels, labels = torch.rand(8, 3, 8, 8), torch.arange(8)
+    for _ in range(2):
+        training._step(pixels, labels, 0.01)
+        assert training.model.head.weight.grad is not None
+        gradient = training.model.head.weight.grad + 0.1 * weight
+        momentum = 0.8 * momentum + gradient
+        weight = weight - 0.01 * (gradient + 0.8 * momentum if nesterov else momentum)
+    assert torch.allclose(training.model.head.weight, weight, rtol=0, atol=1e-7)
+
+
 def test_what_is_not_trained_is_not_the_optimizers(digits: Splits) -> None:
     recipe = tiny_recipe()
     model = Training(recipe, digits, CPU).model

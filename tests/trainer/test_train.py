@@ -12,7 +12,9 @@ from tests.trainer.tiny import folder_recipe, tiny_recipe, write_image_folder
 from trainer.checkpoint import Checkpoint, load_checkpoint
 from trainer.config import Recipe
 from trainer.data import Batch, Pixels, Splits, load_splits
+from trainer.epoch import EpochTimer
 from trainer.errors import TrainerError
+from trainer.mixing import Mixture
 from trainer.runs import train_run
 from trainer.schedule import momentum_decay
 from trainer.train import Training, choose_device
@@ -193,6 +195,52 @@ def test_a_step_is_sgd_with_momentum_and_weight_decay_on_the_cross_entropy(digit
                 parameter.sub_(rate * momentum[name])
     for (name, one), other in zip(training.model.named_parameters(), model.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-5), name
+
+
+class Watched(Training):
+    """Training that keeps the classifier's weights after each step, and counts the pictures and the right answers."""
+
+    def __init__(self, recipe: Recipe, splits: Splits) -> None:
+        super().__init__(recipe, splits, CPU)
+        self.weights = [self.model.head.weight.detach().double().clone()]
+        self.right: list[Tensor] = []
+
+    def _step(
+        self, pixels: Tensor, labels: Tensor, rate: float, mixture: Mixture | None = None
+    ) -> tuple[Tensor, Tensor]:
+        loss, logits = super()._step(pixels, labels, rate, mixture)
+        self.weights.append(self.model.head.weight.detach().double().clone())
+        self.right.append(logits.argmax(dim=1) == labels)
+        return loss, logits
+
+
+def test_the_average_counts_its_steps_over_the_whole_training(tmp_path: Path, digits: Splits) -> None:
+    training = Watched(tiny_recipe("averaging.decay=0.999"), digits)
+    training.run(Pixels(digits.train, training.recipe, CPU, name="training images"), tmp_path)
+    first, *after = training.weights
+    expected = first
+    for step, weight in enumerate(after):
+        decay = min(0.999, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    assert len(after) == sum(len(record.losses) for record in training.checkpoint.history)
+    found = load_checkpoint(tmp_path).average["head.weight"]
+    assert torch.allclose(found.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_history_has_the_share_of_right_answers_and_the_pictures_by_second(
+    tmp_path: Path, digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EpochTimer, "stop", lambda self: 2.0)
+    training = Watched(tiny_recipe(), digits)
+    training.run(Pixels(digits.train, training.recipe, CPU, name="training images"), tmp_path)
+    history = load_checkpoint(tmp_path).history
+    assert len(history) == 2
+    steps = len(training.right) // 2
+    for record, batches in zip(history, (training.right[:steps], training.right[steps:]), strict=True):
+        right = torch.cat(batches)
+        assert record.train_accuracy == pytest.approx(right.double().mean().item())
+        assert record.images_per_second == len(right) / 2.0
+    assert history[0].train_accuracy != history[1].train_accuracy
 
 
 def test_the_averaged_weights_become_the_model_with_a_direction_of_their_own(tmp_path: Path, digits: Splits) -> None:
