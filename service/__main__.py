@@ -39,7 +39,7 @@ from service.listening import CannotListen, bind, is_open_to_others, listen, rea
 from service.loading import Reloading, load_bundle
 from service.memory import return_large_blocks, return_what_is_free
 from service.session import ProviderUnavailable
-from service.settings import Settings, misspelt
+from service.settings import Settings, misspelt, what_is_wrong
 from service.telemetry import log_to_stderr
 from service.tracing import TracingUnavailable
 from service.triton import write_triton_model
@@ -93,8 +93,7 @@ def serve(  # noqa: PLR0917 - typer needs them so
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        problems = [_setting_problem(problem["loc"], problem["msg"]) for problem in error.errors()]
-        typer.echo(f"{_REFUSED}: {'; '.join(problems)}", err=True)
+        typer.echo(f"{_REFUSED}: {what_is_wrong(error)}", err=True)
         sys.exit(2)
     log_to_stderr(settings.log_level, settings.log_format)
     try:
@@ -230,12 +229,6 @@ def _have_garbage_looked_for_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)  # what requests leave behind goes by itself, nearly all of it
-
-
-def _setting_problem(location: tuple[int | str, ...], message: str) -> str:
-    name = "_".join(str(part) for part in location)
-    prefix = f"EVENKEEL_{name.upper()}: " if name else ""
-    return prefix + message.removeprefix("Value error, ")
 
 
 def main() -> None:

@@ -39,6 +39,8 @@ def picture(tuning: Tuning, path: Path) -> None:
 
     Raises:
         ImportError: matplotlib is not installed; the service itself does without.
+        OSError: nothing can be written there.
+        ValueError: there is no such format of pictures.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - only whoever wants a picture needs it
 
@@ -57,7 +59,7 @@ def picture(tuning: Tuning, path: Path) -> None:
     axes.axvspan(*tuning.alpha_interval, color="grey", alpha=0.15)
     axes.set(xlabel="alpha", ylabel="accuracy", ylim=(0, 1), title=title)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format=path.suffix.removeprefix(".") or "png")
 
 
 def _shows_now(tuning: Tuning) -> bool:

@@ -146,7 +146,7 @@ def fit(policy: ClientPolicy, manifest: ManifestDraft, max_prior_strength: float
     if policy.target_distribution is not None:
         log_target = _log_target(policy.target_distribution, [info.name for info in manifest.classes])
     return Terms(
-        alpha=alpha,
+        alpha=alpha + 0.0,  # -0.0 is 0
         alpha_source="model" if policy.alpha is None and alpha == model.default else "client",
         alpha_min=low,
         alpha_max=high,

@@ -25,7 +25,7 @@ from service.errors import PolicyMismatch, ServiceError, StoreUnavailable
 from service.objectives import parse_objective
 from service.policy_store import CHANGES_SHOWN, MOST_CHANGES, Change, PolicyStore, read_policy
 from service.prediction_store import PredictionStore
-from service.settings import Settings
+from service.settings import Settings, what_is_wrong
 from service.tune import Tuning
 from service.tuning import apply, study
 
@@ -206,6 +206,8 @@ def _draw(tuning: Tuning, path: Path) -> None:
         picture(tuning, path)
     except ImportError:
         _refuse("a picture needs matplotlib; pip install matplotlib, or do without --plot")
+    except (OSError, ValueError) as error:
+        _refuse(f"--plot {path}: {error}; name a file such as chart.png in a folder that is there")
     console.print(f"Drawn in {path}.")
 
 
@@ -215,7 +217,7 @@ def _stores() -> Iterator[tuple[PolicyStore, PredictionStore]]:
     try:
         database = Database(Settings().database_url)
     except ValidationError as error:
-        _refuse("; ".join(f"EVENKEEL_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors()))
+        _refuse(what_is_wrong(error))
     try:
         database.migrate()
         yield PolicyStore(database), PredictionStore(database)

@@ -169,8 +169,12 @@ class Connection(OneWriteProtocol):
         self._is_in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; the space behind its value is none of it, which the parser leaves there."""
-        super().on_header(name, value.rstrip(b" \t"))
+        """Take a header; the space behind its value is none of it, which the parser leaves there.
+
+        A trailer, which comes after chunks, is none: whoever looks at headers before us has not seen it.
+        """
+        if self._is_in_head:
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         """Begin a request, whose head is whole."""
@@ -182,6 +186,8 @@ class Connection(OneWriteProtocol):
         if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
             raise InvalidRequest("The request names no host, or several.", field="Host", remedy="Send one Host header.")
         self._refuse_codings()
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # to which that version has no answer
         super().on_headers_complete()
         if self._body_left >= _LARGE:
             self.scope["extensions"][BODY_IN_PLACE] = self._read_in_place  # type: ignore[assignment]

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from service.callers import Callers
-from service.errors import RateLimited
+from service.errors import RateLimited, StoreUnavailable
 from service.manifest import ManifestDraft
 from service.prediction_store import PredictionStore, Served
-from service.recorder import Recorder, noted_at
+from service.recorder import noted_at
 
 _FRESH = 3.0
 """Seconds after a prediction in which another process may not have written it yet."""
@@ -63,13 +63,13 @@ class Feedback:
 
     Args:
         store: where predictions and labels are.
-        recorder: what this process has noted and perhaps not written.
+        write: writes what this process has noted and perhaps not written.
         callers: whose counts to raise.
         executor: what runs whatever asks the database.
     """
 
-    def __init__(self, store: PredictionStore, recorder: Recorder, callers: Callers, executor: Executor) -> None:
-        self._store, self._recorder, self._callers, self._executor = store, recorder, callers, executor
+    def __init__(self, store: PredictionStore, write: Callable[[], None], callers: Callers, executor: Executor) -> None:
+        self._store, self._write, self._callers, self._executor = store, write, callers, executor
         self._models: dict[str, tuple[ManifestDraft, dict[str, int]]] = {}
         self._waiting: Counter[str | None] = Counter()
 
@@ -90,28 +90,28 @@ class Feedback:
 
     def _keep(self, labels: Sequence[Label], found: dict[str, Served]) -> Receipt:
         receipt = Receipt()
-        truths: dict[str, int] = {}
+        known = [label for label in labels if label.prediction in found]
+        indices = {label: self._index(found[label.prediction].model, label.label) for label in known}
+        truths = {label.prediction: truth for label in known if (truth := indices[label]) is not None}
+        gone = truths.keys() - self._store.label(truths)
         for position, label in enumerate(labels):
-            served = found.get(label.prediction)
-            if served is None:
+            if label not in indices or label.prediction in gone:
                 message = "No such prediction of this client is kept: it is too old, was not sampled, or never was."
                 receipt.refused.append(Refusal(position, label, "unknown_prediction", message))
-            elif (truth := self._index(served.model, label.label)) is None:
+            elif indices[label] is None:
                 message = "The model that made this prediction has no such class; GET /model lists them."
                 receipt.refused.append(Refusal(position, label, "unknown_label", message))
             else:
-                truths[label.prediction] = truth
                 receipt.accepted += 1
-        self._store.label(truths)
-        for identifier, truth in truths.items():
-            self._count(found[identifier], truth)
+        for identifier in truths.keys() - gone:
+            self._count(found[identifier], truths[identifier])
         return receipt
 
     def _find(self, ids: set[str], client: str | None) -> dict[str, Served]:
         found = self._store.find(sorted(ids), client)
         missing = ids - found.keys()
         if missing:
-            self._recorder.flush()
+            self._write()
             found |= self._store.find(sorted(missing), client)
         return found
 
@@ -147,7 +147,11 @@ class Feedback:
         if model not in self._models:
             manifest = self._store.model(model)
             if manifest is None:
-                return None
+                raise StoreUnavailable(
+                    "The model that made one of these predictions is not known to the database yet.",
+                    remedy="Send the labels again after the seconds that Retry-After says.",
+                    retry_after=1,
+                )
             self._models[model] = manifest, {info.name: index for index, info in enumerate(manifest.classes)}
         manifest, names = self._models[model]
         if isinstance(label, str):

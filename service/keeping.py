@@ -60,7 +60,7 @@ class Keeping:
             max_prior_strength=settings.max_prior_strength,
         )
         self._feedback_executor = ThreadPoolExecutor(4, thread_name_prefix="feedback")
-        self.feedback = Feedback(self.predictions, self.recorder, self.callers, self._feedback_executor)
+        self.feedback = Feedback(self.predictions, self._write_now, self.callers, self._feedback_executor)
         self.recommendations = Recommendations(
             self.policies,
             self.predictions,
@@ -156,6 +156,12 @@ class Keeping:
     def _write(self) -> None:
         if self._prepared:
             self.recorder.flush()
+
+    def _write_now(self) -> None:
+        """Write what waits, once the model that made it is known there: nobody could read a label's name before."""
+        if not self._prepared:
+            self._prepare()
+        self.recorder.flush()
 
     def _recommend(self) -> None:
         if self._prepared:

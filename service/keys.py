@@ -4,6 +4,7 @@ A key holds 256 random bits, so one round of SHA-256 is enough: there is nothing
 microsecond on the way of each request. The key's id, by which it is listed and revoked, is the hash's beginning.
 """
 
+import re
 import secrets
 from hashlib import sha256
 from hmac import compare_digest
@@ -29,6 +30,15 @@ def hash_key(key: str) -> str:
 def key_id(digest: str) -> str:
     """Return the short name of a key, from its hash."""
     return digest[:12]
+
+
+def can_match(expected: str) -> bool:
+    """Return whether there may be a key that `matches` what is expected.
+
+    >>> can_match("secret"), can_match("sha256:" + hash_key("secret")), can_match("sha256:secret")
+    (True, True, False)
+    """
+    return not expected.startswith(_HASH_MARK) or bool(re.fullmatch("[0-9a-fA-F]{64}", expected[len(_HASH_MARK) :]))
 
 
 def matches(key: str, expected: str) -> bool:

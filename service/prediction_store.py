@@ -124,19 +124,27 @@ class PredictionStore:
                     found[row.id] = Served(row.client, row.model, row.winner)
         return found
 
-    def label(self, labels: dict[str, int]) -> None:
-        """Keep the true class of predictions, by id; a later label replaces an earlier. Durable when it returns."""
+    def label(self, labels: dict[str, int]) -> set[str]:
+        """Keep the true class of predictions, by id; a later label replaces an earlier. Durable when it returns.
+
+        Returns:
+            The ids of those that are kept; the others have been forgotten, and so are their labels.
+        """
         if not labels:
-            return
+            return set()
         now = self._now()
         with self._database.writing() as connection:
+            kept = _hold(connection, sorted(labels))
+            if not kept:
+                return set()
             statement = _insert(connection.dialect.name)(tables.labels)
             statement = statement.on_conflict_do_update(
                 index_elements=["prediction"], set_={"label": statement.excluded.label, "at": statement.excluded.at}
             )
             # In one order, so that two processes that label the same never wait for each other in a circle.
-            rows = [{"prediction": key, "label": labels[key], "at": now} for key in sorted(labels)]
+            rows = [{"prediction": key, "label": labels[key], "at": now} for key in kept]
             connection.execute(statement, rows)
+        return set(kept)
 
     def labelled(self, client: str, *, model: str, target: str, limit: int) -> list[LabelledPrediction]:
         """Return the newest labelled predictions of a client by one model and one target distribution."""
@@ -229,6 +237,18 @@ def _insertion(mark: str, count: int) -> str:
     columns, row = ", ".join(KeptPrediction._fields), f"({', '.join([mark] * len(KeptPrediction._fields))})"
     values = ", ".join([row] * count)
     return f"INSERT INTO {tables.predictions.name} ({columns}) VALUES {values} ON CONFLICT DO NOTHING"  # noqa: S608
+
+
+def _hold(connection: Connection, ids: Sequence[str]) -> list[str]:
+    """Return those of the predictions that are there, in order; they cannot be forgotten before the transaction ends.
+
+    SQLite lets one write at a time anyway.
+    """
+    column, found = tables.predictions.c.id, list[str]()
+    for first in range(0, len(ids), _AT_A_TIME):
+        query = select(column).where(column.in_(ids[first : first + _AT_A_TIME])).order_by(column)
+        found += connection.execute(query.with_for_update(read=True, key_share=True)).scalars()
+    return sorted(found)
 
 
 def _label_counts() -> Select[Any]:

@@ -1,14 +1,16 @@
 """What an operator may set: `EVENKEEL_*` in the environment. It knows no defaults of any model."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.database import check_url
 from service.errors import InvalidParameter
+from service.keys import can_match
 from service.objectives import parse_objective
 
 _PREFIX = "EVENKEEL_"
@@ -134,6 +136,20 @@ class Settings(BaseSettings):
     def _a_database_that_can_be_used(cls, url: str) -> str:
         return check_url(url)
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _an_address_that_can_be_sent_to(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not re.match(r"https?://[^/\s]+", endpoint):
+            raise ValueError(f"must be an address such as http://collector:4318/v1/traces, and is {endpoint!r}")
+        return endpoint
+
+    @field_validator("admin_key")
+    @classmethod
+    def _a_key_that_can_be_matched(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not can_match(key.get_secret_value()):
+            raise ValueError("behind sha256: there must be 64 hex digits: printf %s KEY | sha256sum | cut -c-64")
+        return key
+
     @field_validator("recommend_objective")
     @classmethod
     def _an_objective_that_can_be_read(cls, text: str) -> str:
@@ -150,6 +166,15 @@ class Settings(BaseSettings):
                 f"({self.max_queue_size}), or such a request could never be admitted; lower one or raise the other"
             )
         return self
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """Return all that was found wrong with settings in one line, each by the name of its variable."""
+    return "; ".join(
+        "".join(f"{_PREFIX}{str(name).upper()}: " for name in each["loc"][:1])
+        + each["msg"].removeprefix("Value error, ")
+        for each in error.errors()
+    )
 
 
 def misspelt(variables: Iterable[str]) -> dict[str, str | None]:

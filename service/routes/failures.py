@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from service.errors import (
     STATUS,
@@ -88,7 +89,19 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     response = failure(_translated(request, error), request)
     response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        response.headers["Allow"] = ", ".join(_methods_here(request))
     return response
+
+
+def _methods_here(request: Request) -> list[str]:
+    """Return what the path takes; the framework names the methods of the first route alone."""
+
+    def is_taken(method: str) -> bool:
+        scope = {**request.scope, "method": method if method != "HEAD" else "GET"}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT") if is_taken(method)]
 
 
 def _translated(request: Request, error: HTTPException) -> ServiceError:

@@ -49,6 +49,8 @@ It is for who has taken no part of the body yet.
 """
 _MAX_PARAMETERS: Final = 20
 _SLICE: Final = 65_536
+_MOST_OPTIONS: Final = 100
+"""Of a form, beside what it says of each picture."""
 _MOST_VALUES: Final = 4 * MOST_IMAGES
 _NO_OPTIONS: Final = Options()
 
@@ -324,7 +326,8 @@ async def _multipart(
         if not parser.has_ended:  # a knob or a picture that was cut off would be missing in silence
             raise MultiPartException("it ends before its closing boundary")
 
-    parser = _InMemoryParser(request.headers, stream(), max_fields=100, max_part_size=1024)
+    fields = _MOST_OPTIONS + 2 * rules.settings.max_images_per_request  # and both knobs of each picture
+    parser = _InMemoryParser(request.headers, stream(), max_fields=fields, max_files=MOST_IMAGES, max_part_size=1024)
     try:
         form = await parser.parse()
     except (MultiPartException, FormParserError, UnicodeError, LookupError) as error:

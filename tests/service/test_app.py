@@ -32,8 +32,6 @@ def client() -> Any:
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "not_found"),
-        ("GET", "/predict", 405, "method_not_allowed"),
-        ("DELETE", "/model", 405, "method_not_allowed"),
         ("POST", "/predict/", 404, "not_found"),  # a redirect would lose the picture
         ("GET", "/docs", 404, "not_found"),  # the framework's pages load scripts from elsewhere
         ("GET", "/redoc", 404, "not_found"),
@@ -45,7 +43,24 @@ def test_what_the_framework_refuses_has_the_same_form(
     response = client.request(method, path)
     assert response.status_code == status
     assert ErrorResponse.model_validate(response.json()).code == code
-    assert status != 405 or response.headers["Allow"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/predict", "POST"),
+        ("DELETE", "/model", "GET, HEAD"),
+        ("PATCH", "/clients", "GET, HEAD, POST"),
+        ("POST", "/v2/models/fake/ready", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_a_path_does_not_take_is_refused_with_those_that_it_takes(
+    client: TestClient, method: str, path: str, allowed: str
+) -> None:
+    response = client.request(method, path)
+    assert response.status_code == 405
+    assert response.json()["code"] == "method_not_allowed"
+    assert response.headers["Allow"] == allowed
 
 
 def test_an_unexpected_fault_is_a_500_that_tells_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

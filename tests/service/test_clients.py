@@ -26,6 +26,10 @@ def test_the_narrower_range_counts_and_the_clients_default_comes_first() -> None
     assert (terms.prior_strength, terms.max_prior_strength) == (0.5, 4.0)
 
 
+def test_less_than_nothing_is_nothing() -> None:
+    assert str(fit(ClientPolicy(alpha=-0.0, prior_strength=-0.0), MANIFEST, 4.0).alpha) == "0.0"
+
+
 def test_bounds_that_leave_the_models_default_out_move_it_in() -> None:
     terms = fit(ClientPolicy(alpha_max=0.5), MANIFEST, 4.0)
     assert (terms.alpha, terms.alpha_source) == (0.5, "client")

@@ -128,6 +128,11 @@ def test_a_database_that_cannot_be_used_is_refused_in_one_line(run: Run, monkeyp
     assert "must be sqlite or postgresql" in run("clients", "list", status=2).output
 
 
+def test_settings_that_contradict_each_other_are_refused_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENKEEL_MAX_IMAGES_PER_REQUEST", "300")
+    assert run("clients", "list", status=2).output.startswith("evenkeel: max_images_per_request (300) must not exceed")
+
+
 def send_labels(url: str, key: str, truth: int) -> tuple[dict[str, object], int]:
     """Have pictures of class 0 predicted, say that they were of class `truth`, and ask for the trade-off."""
     headers = {"Authorization": f"Bearer {key}"}
@@ -157,6 +162,10 @@ def test_labels_tune_a_client_and_it_is_applied_with_an_entry(run: Run, url: str
     output = run("tune", "shop", "--objective", "overall", "--plot", str(path)).output
     assert "Run it again with --apply" in output
     assert path.read_bytes().startswith(b"\x89PNG")
+    for wrong in (tmp_path, tmp_path / "gone" / "chart.png", tmp_path / "chart.xyz"):
+        refused = run("tune", "shop", "--objective", "overall", "--apply", "--plot", str(wrong), status=2).output
+        assert f"--plot {wrong}: " in refused.replace("\n", "")
+    assert sorted(each.suffix for each in tmp_path.parent.glob(f"{tmp_path.name}.*")) == []
     assert "alpha 0.5" in run("clients", "list").output
     assert "Applied to shop" in run("tune", "shop", "--objective", "overall", "--apply").output
     assert "alpha 1.5" in run("clients", "list").output

@@ -153,6 +153,21 @@ async def test_an_old_request_needs_no_host(served: Served) -> None:
     assert told(await served.ask(b"GET /a HTTP/1.0\r\n\r\n")) == [["/a", ""]]
 
 
+async def test_an_old_request_that_expects_to_be_told_to_go_on_is_told_nothing(served: Served) -> None:
+    served.open.set()
+    answer = await served.ask(b"POST /a HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi")
+    assert b"100 Continue" not in answer
+    assert told(answer) == [["/a", "hi"]]
+
+
+async def test_a_trailer_is_no_header(served: Served) -> None:
+    chunked = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n"
+    served.open.set()
+    answers = await served.ask(*[chunked + b"Authorization: Bearer x\r\nX-Request-ID: a\r\n\r\n"] * 2)
+    assert told(answers) == [["/a", "hi"]] * 2 + [["/last", ""]]
+    assert {name for name, _ in served.headers} == {b"host", b"transfer-encoding", b"connection"}
+
+
 async def test_space_behind_a_headers_value_is_none_of_it(served: Served) -> None:
     served.open.set()
     post = b"POST /a HTTP/1.1\r\nHost: x\t \r\nContent-Length: 2 \r\nExpect: 100-continue \r\n\r\n"

@@ -192,7 +192,8 @@ def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Datab
     ids = [prediction(number).id for number in (1, 2, 3, 4)]
     assert set(store.find(ids, "shop")) == set(ids[:2])
     assert set(store.find(ids, None)) == set(ids[:3])
-    store.label({ids[0]: 3, ids[2]: 1})
+    assert store.label({ids[0]: 3, ids[2]: 1, ids[3]: 1}) == {ids[0], ids[2]}  # the last is not there
+    assert store.label({ids[3]: 1}) == store.label({}) == set()
     store.label({ids[0]: 4})
     (found,) = store.labelled("shop", model="m" * 16, target="", limit=10)
     assert (found.label, found.candidates) == (4, bytes(10))

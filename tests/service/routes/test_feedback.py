@@ -4,10 +4,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from service.clients import ClientPolicy, fit
 from service.prediction_store import KeptPrediction
+from service.scoring import Knobs
+from tests.service.fakes import make_manifest
 from tests.service.routes.conftest import MakeClient
 from tests.service.routes.test_clients import ADMIN, add, known, until
 from tests.service.routes.test_predict import answer, error, post
@@ -85,6 +89,58 @@ def test_a_prediction_that_another_process_has_not_written_yet_is_waited_for(ser
         assert not waiting.done()
         keeping.predictions.write([row])
         assert waiting.result().json() == {"accepted": 1, "refused": []}
+
+
+def test_a_prediction_that_is_forgotten_meanwhile_costs_no_other_its_label(served: TestClient) -> None:
+    key = add(served)
+    known(served, key)
+    own, other = answer(post(served, Authorization=f"Bearer {key}")), answer(post(served))
+    labels = [*({"prediction_id": each["prediction_id"], "label": 0} for each in (own, other)), made_up(0)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(served.post, "/feedback", json=labels, headers=ADMIN)
+        time.sleep(0.5)
+        assert not waiting.done()
+        assert served.delete("/clients/shop", headers=ADMIN).status_code == 204
+        receipt = waiting.result().json()
+    assert receipt["accepted"] == 1
+    assert [(each["position"], each["code"]) for each in receipt["refused"]] == [
+        (0, "unknown_prediction"),
+        (2, "unknown_prediction"),
+    ]
+    assert "evenkeel_store_up 1.0" in served.get("/metrics").text
+
+
+def test_the_first_labels_of_a_new_models_predictions_find_its_classes(served: TestClient) -> None:
+    keeping = served.app.service.keeping  # type: ignore[attr-defined]
+    for number in range(5):  # whichever comes first, the thread that prepares the database or the label
+        manifest = make_manifest(name=f"model-{number}")
+        keeping.remember(manifest)
+        noted = keeping.recorder.note(
+            "",
+            fit(ClientPolicy(), manifest, 4.0),
+            manifest,
+            Knobs(1.0),
+            winner=0,
+            factual_logits=np.zeros(len(manifest.classes), np.float32),
+            counterfactual_logits=np.zeros(len(manifest.classes), np.float32),
+        )
+        label = {"prediction_id": noted, "label": manifest.classes[1].name}
+        assert served.post("/feedback", json=label).json() == {"accepted": 1, "refused": []}
+
+
+def test_labels_of_a_model_that_another_process_has_not_made_known_yet_are_asked_for_again(served: TestClient) -> None:
+    keeping, manifest = served.app.service.keeping, make_manifest(name="another")  # type: ignore[attr-defined]
+    known_one = {"prediction_id": answer(post(served))["prediction_id"], "label": 0}
+    early = f"{int(time.time() * 1000):012x}{0:014x}"
+    keeping.predictions.write(
+        [KeptPrediction(early, "", manifest.version, time.time(), 1.0, 0.0, 4.0, "", 0, bytes(10))]
+    )
+    labels = [known_one, {"prediction_id": early, "label": 0}]
+    response = served.post("/feedback", json=labels)
+    assert "not known to the database yet" in error(response, 503, "store_unavailable")["message"]
+    assert response.headers["Retry-After"] == "1"
+    keeping.predictions.remember_model(manifest, manifest.version)
+    assert served.post("/feedback", json=labels).json()["accepted"] == 2
 
 
 @pytest.mark.parametrize("label", ["x" * 201, 1.5, True, None, 10**30])

@@ -120,6 +120,15 @@ def test_a_form_holds_several_pictures_each_at_its_alpha(client: TestClient) -> 
     assert [image["alpha"] for image in response.json()["images"]] == [0, 1.5, 0.5]
 
 
+def test_a_form_holds_as_many_pictures_and_knobs_as_a_request_may(make_client: MakeClient) -> None:
+    client = make_client(max_images_per_request=200)
+    knobs = {"alpha": ["0.5"] * 200, "prior_strength": ["0.25"] * 200, "top_k": "1"}
+    response = client.post("/predict", files=[("image", ("a", picture()))] * 200, data=knobs)
+    assert {(image["alpha"], image["prior_strength"]) for image in response.json()["images"]} == {(0.5, 0.25)}
+    assert len(response.json()["images"]) == 200
+    error(client.post("/predict", files=[("image", ("a", picture()))] * 1001), 413, "too_many_images")
+
+
 def test_one_alpha_of_a_form_serves_all_its_pictures(client: TestClient) -> None:
     files = [("image", ("a.png", picture(), "image/png"))] * 2
     response = client.post("/predict", files=files, data={"alpha": "0.25", "top_k": "2", "breakpoints": "true"})
