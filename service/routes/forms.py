@@ -388,6 +388,12 @@ def _one_each(
 
 def _unknown_part(name: str, part: UploadFile | str, rules: RequestRules[Any]) -> InvalidParameter:
     is_file = isinstance(part, UploadFile)
+    if name == "image" and not is_file:
+        return InvalidParameter(
+            "The part called image has no file name, so that it is text.",
+            field=name,
+            remedy="Send each picture with a filename, as curl -F image=@FILE does.",
+        )
     return InvalidParameter(
         f"The form takes no {'file' if is_file else 'text'} part called {name}.",
         field=name,

@@ -259,6 +259,12 @@ def test_a_wrong_form_is_refused_by_field(client: TestClient, files: Any, data: 
     assert error(response, status, response.json()["code"])["field"] == field
 
 
+def test_a_picture_sent_as_text_is_told_how_to_be_sent_and_not_sent_back(client: TestClient) -> None:
+    refused = error(client.post("/predict", files=[("image", (None, b"\x89PNG"))]), 422, "invalid_parameter")
+    assert (refused["value"], refused["field"]) == (None, "image")
+    assert "curl -F image=@FILE" in refused["remedy"]
+
+
 @pytest.mark.parametrize("boundary", ["", "; boundary=x"])
 def test_a_form_that_is_none_is_refused(client: TestClient, boundary: str) -> None:
     headers = {"Content-Type": f"multipart/form-data{boundary}"}
