@@ -139,7 +139,7 @@ class Settings(BaseSettings):
     @field_validator("otlp_endpoint")
     @classmethod
     def _an_address_that_can_be_sent_to(cls, endpoint: str | None) -> str | None:
-        if endpoint is not None and not re.match(r"https?://[^/\s]+", endpoint):
+        if endpoint is not None and not re.match(r"https?://[^/\s]", endpoint, re.IGNORECASE):
             raise ValueError(f"must be an address such as http://collector:4318/v1/traces, and is {endpoint!r}")
         return endpoint
 
