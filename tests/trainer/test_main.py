@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from rich.live import Live
 
 from tests.trainer.tiny import NO_TAIL, TWO_EPOCHS, write_image_folder
 from trainer.__main__ import app, main
@@ -156,10 +157,19 @@ def test_train_evaluate_and_samples_from_a_folder(
 def test_on_a_terminal_bars_show_the_epochs_and_the_steps_within_one(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    drawn, refresh = [0], Live.refresh
+
+    def counted(live: Live) -> None:
+        refresh(live)
+        drawn[0] += 1
+
     def slow_mix(*arguments: Any) -> Any:
-        time.sleep(0.25)  # a bar is drawn ten times a second
+        whole, deadline = drawn[0] + 2, time.monotonic() + 30  # the next may have begun before the last step ended
+        while drawn[0] < whole and time.monotonic() < deadline:
+            time.sleep(0.01)
         return mix(*arguments)
 
+    monkeypatch.setattr(Live, "refresh", counted)
     monkeypatch.setattr("trainer.train.mix", slow_mix)
     monkeypatch.setattr(console, "_force_terminal", True)
     monkeypatch.setattr(console, "is_interactive", True)
