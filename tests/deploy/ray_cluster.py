@@ -27,20 +27,30 @@ from deploy.ray.application import Evenkeel, application
 from tests.deploy.ray_clients import Load, answers, ask, metrics
 
 REPLICAS = 2
-UNDER_WAY = 0.15
-"""Seconds after which requests are at a replica, whose batcher waits longer than that for a fuller batch."""
+UNDER_WAY = 1.0
+"""Seconds after which requests are at a replica; one that is held answers them later than that."""
 
 
 class Unwell(Evenkeel):
-    """A replica that is not ready any more once it finds a file of that name; whoever finds it first takes it away."""
+    """A replica that does as the files in a folder say; whoever finds one first takes it away.
 
-    file: Path
+    "unwell": it is not ready any more. The id of its node: its batcher takes requests, and answers none for as many
+    seconds as the file says.
+    """
+
+    folder: Path
 
     async def check_health(self) -> None:
         """Raise what Ray takes as 'not healthy'."""
         with suppress(FileNotFoundError):
-            self.file.unlink()
+            (self.folder / "unwell").unlink()
             self.app.service.readiness.suspend("The model has stopped answering.")
+        with suppress(FileNotFoundError):
+            file = self.folder / ray.get_runtime_context().get_node_id()
+            batcher, seconds = self.app.service.batcher, float(file.read_text())
+            batcher.start_anew(max_batch_size=1, brief=0)  # else a tiny model needs no thread
+            batcher._executor.submit(time.sleep, seconds)
+            file.unlink()
         await super().check_health()
 
 
@@ -62,6 +72,17 @@ def replace_one(port: int, file: Path) -> dict[str, int]:
     return {"stay": len(before & after), "come": len(after - before)}
 
 
+def hold(node: Any, seconds: float) -> None:
+    """Have a node's replica answer nothing for so long from now on: requests to it are certainly under way."""
+    file: Path = Unwell.folder / node.node_id
+    (written := file.with_suffix(".new")).write_text(str(seconds))
+    written.rename(file)
+    deadline = time.monotonic() + 30
+    while file.exists():
+        assert time.monotonic() < deadline, "no replica of that node looked at its folder"
+        time.sleep(0.01)
+
+
 def kill(cluster: Cluster, node: Any) -> None:
     """End a node as losing its machine would: its processes by SIGKILL, without a word."""
     raylet = node.all_processes["raylet"][0].process.pid
@@ -72,8 +93,9 @@ def kill(cluster: Cluster, node: Any) -> None:
     cluster.remove_node(node, allow_graceful=False)
 
 
-def drain(port: int) -> Counter[str]:
-    """Remove the application while requests are under way; return their statuses."""
+def drain(port: int, node: Any) -> Counter[str]:
+    """Remove the application, whose one replica is there, while requests are under way; return their statuses."""
+    hold(node, 3 * UNDER_WAY)
     statuses = Counter[str]()
     threads = [threading.Thread(target=lambda: statuses.update([str(ask(port, 1.5, 1)[0])])) for _ in range(8)]
     for thread in threads:
@@ -90,18 +112,19 @@ def story(cluster: Cluster, node: Any, bundle: Path, port: int) -> dict[str, Any
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     replicas = {"min_replicas": REPLICAS, "max_replicas": REPLICAS, "max_replicas_per_node": 1, "cpus": 1}
-    Unwell.file = bundle.parent / "unwell"
+    Unwell.folder = bundle.parent
     deploy.ray.application.Evenkeel = Unwell  # type: ignore[misc]
     serve.run(application({"bundle": str(bundle), **replicas}), name="evenkeel", logging_config={"log_level": "ERROR"})
     seen: dict[str, Any] = {"answers": answers(port), "metrics": metrics(port)}
     load = Load(port, seen["answers"])
     time.sleep(1)
-    seen["replaced"] = replace_one(port, Unwell.file)
+    seen["replaced"] = replace_one(port, Unwell.folder / "unwell")
+    hold(node, 20)  # longer than it goes on living
     load.burst()
     time.sleep(UNDER_WAY)
     kill(cluster, node)
     time.sleep(3)  # past the time at which the node counts as lost
-    return seen | {"load": load.end(), "drained": drain(port)}
+    return seen | {"load": load.end(), "drained": drain(port, cluster.head_node)}
 
 
 def main() -> None:
