@@ -210,7 +210,8 @@ def test_linear_algebra_leaves_the_other_cores_alone(bundle: Path, tmp_path: Pat
 
 
 def start(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {f"EVENKEEL_{name.upper()}": value for name, value in settings.items()}
+    wanted = {"port": "0"} | settings  # whatever else listens on this machine
+    environment = os.environ | {f"EVENKEEL_{name.upper()}": value for name, value in wanted.items()}
     command = [sys.executable, "-m", "service", "serve", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
@@ -255,7 +256,7 @@ def refusal(*arguments: str) -> str:
 
 
 def test_refusals_are_lines_of_the_log(bundle: Path, tmp_path: Path) -> None:
-    line = json.loads(start(str(tmp_path / "nowhere"), "--port", "0", log_format="json").stderr)
+    line = json.loads(start(str(tmp_path / "nowhere"), log_format="json").stderr)
     assert line["level"] == "error"
     assert line["message"].startswith(f"evenkeel does not start: {tmp_path}/nowhere is no folder")
 
@@ -435,4 +436,4 @@ def test_the_log_names_the_port_that_the_system_chose(bundle: Path) -> None:
 
 def test_a_bundle_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    assert "loop is a" in refusal(str(tmp_path / "loop"), "--port", "0")
+    assert "loop is a" in refusal(str(tmp_path / "loop"))
