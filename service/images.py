@@ -14,6 +14,7 @@ The rules, the same as in training and export:
 It knows neither HTTP nor the model: bytes in, uint8 [H, W, 3] out.
 """
 
+import warnings
 from concurrent.futures import Future
 from io import BytesIO
 from typing import NamedTuple
@@ -74,7 +75,8 @@ class ImageDecoder:
 
     Pillow's own limit on pixels is taken off, for the whole process: it knows nothing of `max_pixels`. That is safe,
     as every header is held against `max_pixels` before anything is decoded; of a WebP even before Pillow opens it,
-    which makes room for all its pixels. Pillow's limits on compressed text and colour profiles stay.
+    which makes room for all its pixels. Pillow's limits on compressed text and colour profiles stay. Its warnings are
+    left out, for the whole process too: one picture may cause ten thousands.
 
     Args:
         spec: the model's input.
@@ -91,6 +93,7 @@ class ImageDecoder:
         self._as_it_is = size if spec.geometry(*size) == (size, (0, 0, *size)) else None
         self._threads = Threads(threads, "decode")
         Image.MAX_IMAGE_PIXELS = None
+        warnings.filterwarnings("ignore", module="PIL")
 
     def begin(self, data: bytes, *, field: str) -> Pixels | Future[Pixels]:
         """Return the model's pixels, uint8 [H, W, 3], or the work in a thread that decodes them.

@@ -16,6 +16,7 @@ Source: W3C, *Portable Network Graphics (PNG) Specification (Third Edition)*, se
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 from kornia_rs.io import decode_image_png_u8
@@ -80,21 +81,23 @@ def _is_undamaged(data: bytes, position: int, length: int) -> bool:
 
 def count_png_chunks(data: bytes, most: int) -> int:
     """Return how many chunks a PNG has, not counting beyond one more than `most`; 0: it is none."""
-    position, count = len(_SIGNATURE), 0
-    while data.startswith(_SIGNATURE) and position + 8 <= len(data) and count <= most:
-        count += 1
-        position += 12 + int.from_bytes(data[position : position + 4], "big")
-    return count
+    return sum(1 for _ in islice(_chunks(data), most + 1)) if data.startswith(_SIGNATURE) else 0
 
 
 def lacks_pixels(data: bytes) -> bool:
     """Return whether a PNG's data unpack to fewer bytes than its header asks for: Pillow leaves those black.
+
+    Raises:
+        ValueError: something comes before its header, or a second header before its pixels, of which Pillow takes the
+            last.
 
     >>> lacks_pixels(b"GIF89a")
     False
     """
     if not data.startswith(_SIGNATURE):
         return False
+    if [name for name, _, _ in _chunks(data, before=b"IDAT") if name == b"IHDR"] != [b"IHDR"] or data[12:16] != b"IHDR":
+        raise ValueError("it does not begin with its only header")
     width, height, depth, colour, _, _, interlaced = _HEADER.unpack_from(data, 16)
     bits = depth * _SAMPLES[colour]
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
@@ -105,7 +108,7 @@ def lacks_pixels(data: bytes) -> bool:
         for part in _first_pixels(data):
             while part and missing > 0 and not unpacking.eof:
                 missing -= len(unpacking.decompress(part, _AT_A_TIME))
-                part = unpacking.unconsumed_tail  # noqa: PLW2901 - what is left of it
+                part = unpacking.unconsumed_tail  # noqa: PLW2901 - what is left of it, copied each time: parts are short
             if missing <= 0:  # and never `flush`, which would unpack all that is left, a thousand times its size
                 return False
         return missing > len(unpacking.flush())
@@ -117,14 +120,25 @@ def _steps(size: int, first: int, step: int) -> int:
     return max(0, -(-(size - first) // step))
 
 
-def _first_pixels(data: bytes) -> Iterator[bytes]:
-    """Yield the contents of the first IDAT chunks that lie one behind the other."""
-    position, found = len(_SIGNATURE), False
+def _chunks(data: bytes, *, before: bytes = b"") -> Iterator[tuple[bytes, int, int]]:
+    """Yield the name of each chunk and where its content begins and ends, up to the first of a certain name."""
+    position = len(_SIGNATURE)
     while position + 8 <= len(data):
-        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
-        if data[position + 4 : position + 8] == b"IDAT":
+        name, begin = data[position + 4 : position + 8], position + 8
+        if name == before:
+            return
+        end = begin + int.from_bytes(data[position : position + 4], "big")
+        yield name, begin, end
+        position = end + 4
+
+
+def _first_pixels(data: bytes) -> Iterator[memoryview]:
+    """Yield the contents of the first IDAT chunks that lie one behind the other, in parts."""
+    view, found = memoryview(data), False
+    for name, begin, end in _chunks(data):
+        if name == b"IDAT":
             found = True
-            yield data[position + 8 : end]
+            for at in range(begin, min(end, len(data)), _AT_A_TIME):
+                yield view[at : min(end, at + _AT_A_TIME)]
         elif found:
             return
-        position = end + 4

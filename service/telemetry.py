@@ -139,6 +139,7 @@ def log_to_stderr(level: str, form: Literal["text", "json"]) -> None:
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[lines], force=True)
+    logging.captureWarnings(True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients get wrong is answered, not logged
 
 

@@ -4,6 +4,7 @@ import struct
 import sys
 import threading
 import tracemalloc
+import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -229,6 +230,46 @@ async def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(kind: str
     decoder.close()
 
 
+def behind(disguise: bytes, data: bytes) -> bytes:
+    """Put a segment into the head that holds another head, of one scan: for whoever miscounts bytes before it."""
+    size = 65_500
+    other = bytes.fromhex("ffc0000b080008000801011100ffda0008010100003f00")
+    segment = disguise + b"\xff\xe0" + struct.pack(">H", 2 + size + len(other)) + bytes(size) + other
+    return data[:2] + segment + data[2:]
+
+
+DISGUISES = [b"\xff\x01", b"\xff\x00", b"\xff\xd0", b"\xff\xd7", b"\xff", b"\xff\xfe\x00\x02x"]
+"""What libjpeg passes over between segments."""
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+async def test_scans_are_counted_whatever_lies_between_segments(decoder: ImageDecoder, disguise: bytes) -> None:
+    data = with_repeated_scan(photograph(progressive=True), 100)
+    with pytest.raises(InvalidImage, match="more than 100 scans"):
+        await decode(decoder, behind(disguise, data))
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+@pytest.mark.parametrize(("progressive", "marker"), [(False, 0xC9), (True, 0xCA), (False, 0xCB), (False, 0xCF)])
+async def test_arithmetic_coding_is_refused_as_it_takes_any_time(
+    decoder: ImageDecoder, disguise: bytes, progressive: bool, marker: int
+) -> None:
+    data = photograph(progressive=progressive)
+    frame = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    data = data[:frame] + bytes([0xFF, marker]) + data[frame + 2 :]
+    for each in (data, behind(disguise, data)):
+        with pytest.raises(InvalidImage, match="arithmetic coding, where only Huffman coding is read"):
+            await decode(decoder, each)
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xfe\x00\x02", b"\xff\x00", b"\xff\x01"])
+async def test_a_jpeg_of_endless_segments_is_refused(decoder: ImageDecoder, segment: bytes) -> None:
+    data = photograph()
+    assert (await decode(decoder, data[:2] + 9000 * b"\xff\xfe\x00\x02" + data[2:])).shape == (8, 8, 3)
+    with pytest.raises(InvalidImage, match="more than 10000 segments before its pixels"):
+        await decode(decoder, data[:2] + 10_001 * segment + data[2:])
+
+
 async def test_unusual_subsampling_is_left_to_pillow(decoder: ImageDecoder) -> None:
     data = bytearray(photograph(subsampling=0))
     sampling = data.index(b"\xff\xc0") + 11  # of luma: 1x1 becomes 3x1, which no name is for
@@ -413,3 +454,22 @@ async def test_a_png_whose_pixels_end_early_is_refused(decoder: ImageDecoder, si
     cut = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     with pytest.raises(InvalidImage, match="pixels end too early"):
         await decode(decoder, whole[: whole.index(b"IDAT") - 4] + cut + whole[-12:])
+
+
+async def test_a_png_that_does_not_begin_with_its_only_header_is_refused(decoder: ImageDecoder) -> None:
+    whole = encoded(gradient())
+    small = chunk(b"IHDR", struct.pack(">II5B", 1, 1, 8, 2, 0, 0, 0))
+    for before in (small, chunk(b"tEXt", b"name\0text")):
+        with pytest.raises(InvalidImage, match="does not begin with its only header"):
+            await decode(decoder, whole[:8] + before + whole[8:])
+
+
+async def test_a_picture_of_many_wrong_tags_causes_no_warnings() -> None:
+    tags = [struct.pack("<HHLL", 300 + number, 7, 0xFFFF_FFF0, 8) for number in range(50)]
+    exif = b"II*\0" + struct.pack("<LH", 8, len(tags)) + b"".join(tags) + bytes(4)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        decoder = ImageDecoder(spec(), max_pixels=MAX_PIXELS, threads=1)
+        assert (await decode(decoder, png_with(b"eXIf", exif))).shape == (8, 8, 3)
+    decoder.close()
+    assert not seen

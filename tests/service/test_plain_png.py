@@ -126,6 +126,18 @@ def test_what_lies_behind_the_last_pixel_is_not_unpacked() -> None:
         tracemalloc.stop()
 
 
+def test_one_chunk_of_all_pixels_is_looked_through_in_parts() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, 8 * 2**20, dtype=np.uint8).tobytes()
+    header = chunk(b"IHDR", struct.pack(">II5B", 1000, 2000, 8, 6, 0, 0, 0))
+    data = png()[:8] + header + chunk(b"IDAT", zlib.compress(noise, 0)) + chunk(b"IEND", b"")
+    tracemalloc.start()
+    try:
+        assert not lacks_pixels(data)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_nothing_lacks_in_what_pillow_writes(mode: str) -> None:
     grey = Image.fromarray(PIXELS[:, :, 0])

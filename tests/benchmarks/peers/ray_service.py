@@ -19,7 +19,7 @@ class Classifier:
         return self.classify(await request.body(), float(request.query_params.get("alpha", 1.5)))
 
 
-os.environ["RAY_worker_niceness"] = "0"  # else 15: whatever else runs, the load too, would come first
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's name; else 15, behind all that runs, the load too
 ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": int(os.environ["PORT"])})
 serve.run(Classifier.bind(), route_prefix="/predict")
