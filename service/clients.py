@@ -5,6 +5,7 @@ It knows neither storage nor HTTP.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, Literal, Self
@@ -30,6 +31,15 @@ def _is_free(name: str) -> str:
     if name in (OTHER, NAMELESS):
         raise ValueError(f"{name!r} stands for others in the metrics; choose another name")
     return name
+
+
+def can_be_name(text: str) -> bool:
+    """Return whether a client may have this name: no database need be asked for another, nor could each take it.
+
+    >>> can_be_name("shop"), can_be_name("a b"), can_be_name("shop\\n")
+    (True, False, False)
+    """
+    return bool(re.fullmatch(NAME_PATTERN, text))
 
 
 ClientName = Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_is_free)]

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _REPLACED = "the file of the database was removed or replaced"
 
+_NEWER = "It was brought up to date by a newer release, whose {!r} this one does not know; run that release."
+
 _PATIENCE = 5
 """Seconds that a statement, a lock or a connection may take."""
 
@@ -198,15 +200,21 @@ def migrate(engine: Engine) -> None:
     """Bring the tables up to date; several processes may do so at once, and one of them will.
 
     A SQLite file and its folder are made.
+
+    Raises:
+        OSError: a newer release has brought them further than this one knows.
     """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     if engine.dialect.name == "sqlite":
         _make_file(_path(engine))
-    head = ScriptDirectory.from_config(config).get_current_head()
+    scripts = ScriptDirectory.from_config(config)
     with _at_most(_DEADLINE), engine.connect() as connection:
-        if MigrationContext.configure(connection).get_current_revision() == head:
-            return
+        current = MigrationContext.configure(connection).get_current_revision()
+    if current == scripts.get_current_head():
+        return
+    if current is not None and current not in {each.revision for each in scripts.walk_revisions()}:
+        raise OSError(_NEWER.format(current))
     with (
         _at_most(_MIGRATION_DEADLINE),
         engine.connect().execution_options(writes=True) as connection,

@@ -81,7 +81,8 @@ class Feedback:
             RateLimited: some predictions are too new to be told from unknown ones, and too many requests wait for
                 such already; nothing was accepted.
         """
-        ids = {label.prediction for label in labels}
+        # Of another form is none, and a database need not take it: PostgreSQL takes no NUL.
+        ids = {label.prediction for label in labels if noted_at(label.prediction) is not None}
         found = await self._blocking(lambda: self._find(ids, client))
         if _fresh(ids - found.keys()):
             with self._place_to_wait(client):

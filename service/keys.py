@@ -32,6 +32,15 @@ def key_id(digest: str) -> str:
     return digest[:12]
 
 
+def can_be_id(text: str) -> bool:
+    """Return whether a key may have this id.
+
+    >>> can_be_id(key_id(hash_key("secret"))), can_be_id("")
+    (True, False)
+    """
+    return bool(re.fullmatch("[0-9a-f]{12}", text))
+
+
 def can_match(expected: str) -> bool:
     """Return whether there may be a key that `matches` what is expected.
 

@@ -106,9 +106,10 @@ def lacks_pixels(data: bytes) -> bool:
     unpacking = zlib.decompressobj()
     try:
         for part in _first_pixels(data):
-            while part and missing > 0 and not unpacking.eof:
-                missing -= len(unpacking.decompress(part, _AT_A_TIME))
-                part = unpacking.unconsumed_tail  # noqa: PLW2901 - what is left of it, copied each time: parts are short
+            left: bytes | memoryview = part
+            while left and missing > 0 and not unpacking.eof:
+                missing -= len(unpacking.decompress(left, _AT_A_TIME))
+                left = unpacking.unconsumed_tail  # a copy each time: parts are short
             if missing <= 0:  # and never `flush`, which would unpack all that is left, a thousand times its size
                 return False
         return missing > len(unpacking.flush())

@@ -12,12 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import Connection, Select, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from service import tables
-from service.clients import NAME_PATTERN, ClientPolicy
+from service.clients import NAME_PATTERN, ClientPolicy, can_be_name
 from service.database import Database
 from service.errors import ClientExists, InvalidParameter, PolicyMismatch, UnknownClient, UnknownKey
-from service.keys import hash_key, key_id, new_key
+from service.keys import can_be_id, hash_key, key_id, new_key
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +143,15 @@ class PolicyStore:
             UnknownClient: there is none of this name.
             PolicyMismatch: its policy cannot be read.
         """
-        for client in self._clients(select(tables.clients).where(tables.clients.c.name == name)):
-            return client
+        if can_be_name(name):
+            for client in self._clients(select(tables.clients).where(tables.clients.c.name == name)):
+                return client
         raise _unknown(name)
 
     def changes(self, name: str | None = None, limit: int = CHANGES_SHOWN) -> list[Change]:
         """Return the newest changes of a client (None: of all), the newest first; they outlive the client."""
+        if name is not None and not can_be_name(name):
+            return []
         query = select(tables.changes)
         if name is not None:
             query = query.where(tables.changes.c.client == name)
@@ -162,14 +166,16 @@ class PolicyStore:
             ClientExists: there is one of this name.
         """
         with self._database.writing() as connection:
-            if self._policy(connection, name) is not None:
+            row = {"name": name, "policy": _json(policy), "created_at": self._now()}
+            try:  # to look before would not do: another may add one of this name between
+                connection.execute(insert(tables.clients).values(row))
+            except IntegrityError as error:
                 raise ClientExists(
                     "There is a client of this name.",
                     field="name",
                     value=name,
                     remedy="Change it, or take another name.",
-                )
-            connection.execute(insert(tables.clients).values(name=name, policy=_json(policy), created_at=self._now()))
+                ) from error
             key = self._new_key(connection, name)
             self._note(connection, name, "add", before=None, after=_json(policy), who=who)
         return key
@@ -217,7 +223,7 @@ class PolicyStore:
             UnknownKey: the client has no valid key of this id.
         """
         with self._database.writing() as connection:
-            if not key or not self._revoke(connection, name, key):
+            if not (can_be_name(name) and can_be_id(key) and self._revoke(connection, name, key)):
                 raise UnknownKey(
                     "The client has no valid key of this id.", field="key", value=key, remedy="Show the client's keys."
                 )
@@ -225,6 +231,8 @@ class PolicyStore:
 
     def remove(self, name: str, *, who: str) -> None:
         """Remove the client with its keys, kept predictions and labels; who changed what remains.
+
+        Its predictions that are not written yet never are: see `PredictionStore.write`.
 
         Raises:
             UnknownClient: there is none of this name.
@@ -239,6 +247,8 @@ class PolicyStore:
 
     @staticmethod
     def _policy(connection: Connection, name: str) -> Json | None:
+        if not can_be_name(name):
+            return None
         query = select(tables.clients.c.policy).where(tables.clients.c.name == name)
         policy: Json | None = connection.execute(query.with_for_update()).scalar_one_or_none()
         return policy

@@ -1,5 +1,6 @@
 """Kept predictions and their labels, in the database. It knows neither the model's run nor HTTP."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Select, delete, exists, func, 
 from sqlalchemy.dialects import postgresql, sqlite
 
 from service import tables
+from service.clients import ANONYMOUS
 from service.database import Database
 from service.manifest import ManifestDraft
 
@@ -102,12 +104,18 @@ class PredictionStore:
         return None if content is None else _manifest(content)
 
     def write(self, predictions: Sequence[KeptPrediction]) -> None:
-        """Keep predictions; one that is there already stays as it is."""
+        """Keep predictions; one that is there already stays as it is.
+
+        Those of a client that was removed meanwhile are left out, also where another has its name now.
+        """
         with self._database.writing() as connection:
+            made = _hold_clients(connection, {each.client for each in predictions} - {ANONYMOUS})
+            made[ANONYMOUS] = -math.inf
+            rows = [each for each in predictions if made.get(each.client, math.inf) <= each.at]
             first = 0
-            while left := len(predictions) - first:
+            while left := len(rows) - first:
                 count = min(_MOST_ROWS, 1 << left.bit_length() - 1)
-                _insert_rows(connection, predictions[first : first + count])
+                _insert_rows(connection, rows[first : first + count])
                 first += count
 
     def find(self, ids: Sequence[str], client: str | None) -> dict[str, Served]:
@@ -237,6 +245,16 @@ def _insertion(mark: str, count: int) -> str:
     columns, row = ", ".join(KeptPrediction._fields), f"({', '.join([mark] * len(KeptPrediction._fields))})"
     values = ", ".join([row] * count)
     return f"INSERT INTO {tables.predictions.name} ({columns}) VALUES {values} ON CONFLICT DO NOTHING"  # noqa: S608
+
+
+def _hold_clients(connection: Connection, names: set[str]) -> dict[str, float]:
+    """Return when those of the clients that are there were made; none is removed before the transaction ends."""
+    if not names:
+        return {}
+    client = tables.clients.c
+    query = select(client.name, client.created_at).where(client.name.in_(sorted(names))).order_by(client.name)
+    rows = connection.execute(query.with_for_update(read=True, key_share=True))
+    return {row.name: row.created_at for row in rows}
 
 
 def _hold(connection: Connection, ids: Sequence[str]) -> list[str]:

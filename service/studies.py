@@ -64,7 +64,8 @@ class Studies:
 
     def _make(self, name: str, objective: Objective, which: Which) -> Study:
         question = name, objective.text, which
-        grounds = self._predictions.label_count(name), self._policies.client(name).policy
+        policy = self._policies.client(name).policy  # first: for a name that can be none nothing else is asked
+        grounds = self._predictions.label_count(name), policy
         if question not in self._known or self._known[question][0] != grounds:
             self._known[question] = grounds, self._study(name, objective, which)
         self._known.move_to_end(question)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from service.__main__ import cli
 from service.app import create_app
+from service.database import connect
 from service.schemas import TradeoffResponse
 from service.settings import Settings
 from tests.service.fakes import FakeModel, picture
@@ -85,6 +86,11 @@ def test_changes_are_shown_of_a_client_that_is_gone_and_of_all(run: Run) -> None
     assert len(run("clients", "changes").output.splitlines()) == 3
 
 
+def test_of_what_can_be_no_name_there_are_no_changes(run: Run) -> None:
+    run("clients", "add", "shop")
+    assert not run("clients", "changes", "\udcff").output
+
+
 def test_a_target_distribution_comes_from_a_file(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "target.json"
     path.write_text(json.dumps({"cat": 3, "dog": 1}))
@@ -114,6 +120,13 @@ def test_a_policy_that_does_not_fit_the_model_served_last_is_kept_with_a_warning
         (("clients", "set", "gone", "--alpha", "1"), "There is no client of this name. Given: 'gone'."),
         (("clients", "rotate", "gone"), "There is no client of this name"),
         (("tune", "gone"), "There is no client of this name"),
+        (("clients", "show", "\udcff"), "There is no client of this name. Given: '?'."),
+        (("clients", "set", "\udcff", "--alpha", "1"), "There is no client of this name"),
+        (("clients", "rotate", "\udcff"), "There is no client of this name"),
+        (("clients", "remove", "\udcff"), "There is no client of this name"),
+        (("clients", "revoke", "\udcff", "0123456789ab"), "no valid key of this id"),
+        (("clients", "revoke", "gone", "\udcff"), "no valid key of this id"),
+        (("tune", "\udcff"), "There is no client of this name"),
         (("tune", "gone", "--objective", "best"), "The objective cannot be read. Given: 'best'. Use overall"),
     ],
 )
@@ -126,6 +139,18 @@ def test_what_cannot_be_is_refused_in_one_line(run: Run, words: tuple[str, ...],
 def test_a_database_that_cannot_be_used_is_refused_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVENKEEL_DATABASE_URL", "mysql://x/y")
     assert "must be sqlite or postgresql" in run("clients", "list", status=2).output
+
+
+def test_a_database_of_a_newer_release_is_refused_in_one_line(run: Run, url: str) -> None:
+    run("clients", "add", "shop")
+    engine = connect(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    engine.dispose()
+    assert run("clients", "list", status=2).output == (
+        "evenkeel: The database cannot be used. It was brought up to date by a newer release, whose '9999' this one "
+        "does not know; run that release.\n"
+    )
 
 
 def test_settings_that_contradict_each_other_are_refused_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service import database
-from service.clients import ClientPolicy, fit
+from service.clients import ANONYMOUS, ClientPolicy, fit
 from service.keeping import Keeping
 from service.metrics import Metrics
 from service.scoring import Knobs
@@ -34,7 +34,7 @@ def note(keeping: Keeping, times: int) -> None:
     terms = fit(ClientPolicy(), manifest, 4.0)
     lines = {"factual_logits": logits, "counterfactual_logits": -logits}
     for _ in range(times):
-        keeping.recorder.note("shop", terms, manifest, Knobs(1.0), winner=0, **lines)
+        keeping.recorder.note(ANONYMOUS, terms, manifest, Knobs(1.0), winner=0, **lines)
 
 
 def kept(folder: Path) -> int:
@@ -49,6 +49,28 @@ def test_what_waits_is_written_at_the_end_and_nothing_is_said(keeping: Keeping, 
     keeping.end(10)
     assert kept(tmp_path) == 3
     assert "lost" not in caplog.text
+
+
+def test_a_database_of_a_newer_release_is_said_once_and_is_no_database(
+    keeping: Keeping, tmp_path: Path, caplog: Any
+) -> None:
+    keeping.end(10)
+    with sqlite3.connect(tmp_path / "kept.sqlite") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    metrics = Metrics()
+    older = Keeping(Settings(database_url=f"sqlite:///{tmp_path}/kept.sqlite"), make_manifest(), metrics)
+    older.begin()
+    time.sleep(1.2)  # more than two looks
+    older.end(10)
+    assert [(each.exc_info, each.getMessage()) for each in caplog.records] == [
+        (
+            None,
+            "reading policies: The database cannot be used. It was brought up to date by a newer release, "
+            "whose '9999' this one does not know; run that release.",
+        )
+    ]
+    assert metrics.registry.get_sample_value("evenkeel_store_up") == 0
 
 
 def test_how_many_could_not_be_written_at_the_end_is_said(keeping: Keeping, tmp_path: Path, caplog: Any) -> None:

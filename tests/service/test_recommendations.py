@@ -37,7 +37,7 @@ class World:
     """Clients, what they were answered, and what looks at it."""
 
     def __init__(self, database: Database, max_labels: int = 10) -> None:
-        self.policies = CountingPolicies(database)
+        self.policies = CountingPolicies(database, clock=lambda: 0.0)
         self.predictions = PredictionStore(database, clock=count(1000).__next__)
         self.predictions.remember_model(MANIFEST, MANIFEST.version)
         self.callers = Callers(Metrics(), max_labels)

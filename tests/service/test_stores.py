@@ -2,17 +2,20 @@
 
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import update
+from starlette.testclient import TestClient
 
+from service import prediction_store
+from service.app import create_app
 from service.clients import ClientPolicy
 from service.database import _MIGRATION_LOCK, Database, check_url, connect
 from service.errors import ClientExists, InvalidParameter, PolicyMismatch, StoreUnavailable, UnknownClient, UnknownKey
@@ -25,7 +28,7 @@ from service.settings import Settings
 from service.tables import clients, metadata
 from tests.deploy.prometheus import free_port
 from tests.service import postgresql
-from tests.service.fakes import make_manifest
+from tests.service.fakes import FakeModel, make_manifest, picture
 from tests.service.postgresql import PostgreSql
 
 
@@ -63,6 +66,13 @@ def database(url: str) -> Iterator[Database]:
 @pytest.fixture
 def policies(database: Database) -> PolicyStore:
     return PolicyStore(database, clock=count(1000).__next__)
+
+
+def add_at_the_beginning(database: Database, *names: str) -> None:
+    """Add clients that are older than any prediction."""
+    policies = PolicyStore(database, clock=lambda: 0.0)
+    for name in names:
+        policies.add(name, ClientPolicy(), who="ann")
 
 
 def prediction(number: int, client: str = "shop", *, at: float = 0.0) -> KeptPrediction:
@@ -185,7 +195,75 @@ def test_what_is_not_there_or_cannot_be_is_refused(policies: PolicyStore) -> Non
     assert len(policies.changes("shop")) == 1
 
 
-def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Database, policies: PolicyStore) -> None:
+@pytest.mark.parametrize("nothing", ["\0", "a\0b", "a b", "\udcff", "", "shop\n"])
+def test_what_can_be_no_name_or_key_is_unknown_without_asking_the_database(policies: PolicyStore, nothing: str) -> None:
+    policies.add("shop", ClientPolicy(), who="ann")
+    for attempt in (
+        lambda: policies.client(nothing),
+        lambda: policies.set(nothing, {}, who="ann"),
+        lambda: policies.rotate(nothing, who="ann"),
+        lambda: policies.remove(nothing, who="ann"),
+    ):
+        with pytest.raises(UnknownClient):
+            attempt()
+    for name, key in ((nothing, "0123456789ab"), ("shop", nothing)):
+        with pytest.raises(UnknownKey):
+            policies.revoke(name, key, who="ann")
+    assert policies.changes(nothing) == []
+    assert len(policies.changes()) == 1
+
+
+def test_a_nul_in_what_is_sent_is_unknown_and_no_outage(url: str) -> None:
+    admin = {"Authorization": "Bearer operator"}
+    app = create_app(Settings(database_url=url, admin_key="operator"), FakeModel())
+    with TestClient(app, raise_server_exceptions=False) as served:
+        assert served.post("/clients", json={"name": "shop"}, headers=admin).status_code == 201
+        made = served.post("/predict", content=picture(), headers={"Content-Type": "image/png"}).json()
+        labels = [{"prediction_id": each, "label": 1} for each in ("\0", made["images"][0]["prediction_id"])]
+        receipt = served.post("/feedback", json=labels).json()
+        assert receipt["accepted"] == 1
+        assert [(each["position"], each["code"]) for each in receipt["refused"]] == [(0, "unknown_prediction")]
+        for method, path, code in (
+            ("GET", "/clients/%00", "unknown_client"),
+            ("PATCH", "/clients/%00", "unknown_client"),
+            ("DELETE", "/clients/%00", "unknown_client"),
+            ("POST", "/clients/a%00/keys", "unknown_client"),
+            ("GET", "/clients/a%00b/tradeoff", "unknown_client"),
+            ("DELETE", "/clients/shop/keys/%00", "unknown_key"),
+        ):
+            response = served.request(method, path, json={} if method == "PATCH" else None, headers=admin)
+            assert (response.status_code, response.json()["code"]) == (404, code), path
+        assert served.get("/changes?client=%00", headers=admin).json() == {"changes": []}
+        assert "evenkeel_store_up 1.0" in served.get("/metrics").text
+
+
+def test_of_those_who_add_one_client_at_once_one_does(database: Database) -> None:
+    results: list[type[BaseException] | None] = []
+
+    def slow_clock() -> float:
+        sleep(0.1)  # within the transaction, so that the others' begin meanwhile
+        return 0.0
+
+    def add() -> None:
+        policies = PolicyStore(database, clock=slow_clock)
+        try:
+            policies.add("shop", ClientPolicy(), who="ann")
+        except BaseException as error:
+            results.append(type(error))
+        else:
+            results.append(None)
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(str, results)) == sorted(map(str, [None, *[ClientExists] * 3]))
+    assert len(PolicyStore(database).client("shop").keys) == 1
+
+
+def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Database) -> None:
+    add_at_the_beginning(database, "shop", "other")
     store = PredictionStore(database, clock=count(1000).__next__)
     store.write([prediction(1), prediction(2), prediction(3, "other")])
     store.write([prediction(1)])
@@ -208,22 +286,77 @@ def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Datab
 
 
 def test_of_predictions_written_together_none_is_left_out(database: Database) -> None:
-    store, written = PredictionStore(database), [prediction(number) for number in range(1543)]  # 3 * 512 + 4 + 2 + 1
+    store, written = (
+        PredictionStore(database),
+        [prediction(number, "") for number in range(1543)],
+    )  # 3 * 512 + 4 + 2 + 1
     store.write(written)
-    assert store.find([prediction(number).id for number in range(2000)], "shop").keys() == {each.id for each in written}
+    assert store.find([prediction(number).id for number in range(2000)], "").keys() == {each.id for each in written}
 
 
 def test_a_removed_client_leaves_no_prediction_or_label(database: Database, policies: PolicyStore) -> None:
     store = PredictionStore(database)
     policies.add("shop", ClientPolicy(), who="ann")
-    store.write([prediction(1)])
-    store.label({prediction(1).id: 1})
+    store.write([prediction(1, at=2000.0)])
+    assert store.label({prediction(1).id: 1})
     policies.remove("shop", who="ann")
     assert store.find([prediction(1).id], None) == {}
     assert store.labelled("shop", model="m" * 16, target="", limit=1) == []
 
 
+def test_what_waits_of_a_removed_client_is_not_written_and_whoever_has_its_name_next_gets_none_of_it(
+    database: Database,
+) -> None:
+    store, now = PredictionStore(database), [10.0]
+    policies = PolicyStore(database, clock=lambda: now[0])
+    policies.add("shop", ClientPolicy(), who="ann")
+    policies.add("other", ClientPolicy(), who="ann")
+    waiting = [prediction(1, at=11.0), prediction(2, "other", at=11.0), prediction(3, "", at=11.0)]
+    policies.remove("shop", who="ann")
+    ids = [prediction(number).id for number in range(6)]
+    store.write(waiting[:1])
+    assert store.find(ids, None) == {}
+    now[0] = 12.0
+    policies.add("shop", ClientPolicy(), who="ann")
+    store.write([*waiting, prediction(4, at=12.0), prediction(5, "never was", at=12.0)])
+    assert store.find(ids, None).keys() == {ids[2], ids[3], ids[4]}
+    assert store.find(ids, "shop").keys() == {ids[4]}
+
+
+@pytest.mark.parametrize("removed_first", [True, False])
+def test_a_client_that_is_removed_while_its_predictions_are_written_leaves_none(
+    removed_first: bool, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, policies, under_way = PredictionStore(database), PolicyStore(database, clock=lambda: 0.0), threading.Event()
+    policies.add("shop", ClientPolicy(), who="ann")
+
+    def slow(work: Callable[..., None]) -> Callable[..., None]:
+        def slowed(*given: object, **named: object) -> None:
+            under_way.set()
+            sleep(0.5)  # the other comes now, and waits
+            work(*given, **named)
+
+        return slowed
+
+    if removed_first:
+        monkeypatch.setattr(policies, "_note", slow(policies._note))
+    else:
+        monkeypatch.setattr(prediction_store, "_insert_rows", slow(prediction_store._insert_rows))
+    works: list[Callable[[], None]] = [
+        lambda: store.write([prediction(1)]),
+        lambda: policies.remove("shop", who="ann"),
+    ]
+    first, second = reversed(works) if removed_first else works
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert under_way.wait(10)
+    second()
+    thread.join()
+    assert store.find([prediction(1).id], None) == {}
+
+
 def test_old_predictions_are_forgotten_with_their_labels(database: Database) -> None:
+    add_at_the_beginning(database, "shop")
     store = PredictionStore(database, clock=lambda: 100.0)
     store.write([prediction(number, at=number * 10.0) for number in range(10)])
     store.label({prediction(0).id: 1, prediction(9).id: 1})
@@ -234,6 +367,7 @@ def test_old_predictions_are_forgotten_with_their_labels(database: Database) -> 
 
 
 def test_one_clients_predictions_cost_no_other_client_what_it_has(database: Database) -> None:
+    add_at_the_beginning(database, "shop", "busy")
     store = PredictionStore(database, clock=lambda: 100.0)
     store.write([prediction(number, at=number) for number in range(5)])
     store.write([prediction(number, "busy", at=number) for number in range(5, 10)])
@@ -396,7 +530,7 @@ def test_a_file_that_is_removed_is_noticed_and_made_again_and_nothing_is_acknowl
     database = Database(f"sqlite:///{path}", said.append)
     database.migrate()
     store, policies = PredictionStore(database), PolicyStore(database)
-    store.write([prediction(1)])
+    store.write([prediction(1, "")])
     for file in tmp_path.glob("evenkeel.sqlite*"):
         file.unlink()
     for attempt in (lambda: store.label({prediction(1).id: 1}), policies.snapshot, lambda: store.find([], None)):
@@ -406,7 +540,7 @@ def test_a_file_that_is_removed_is_noticed_and_made_again_and_nothing_is_acknowl
     assert not path.exists()
     assert database.losses
     database.migrate()
-    store.write([prediction(2)])
+    store.write([prediction(2, "")])
     assert list(store.find([prediction(1).id, prediction(2).id], None)) == [prediction(2).id]
     assert said[-1] is True
     database.close()
