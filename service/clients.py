@@ -34,7 +34,7 @@ def _is_free(name: str) -> str:
 
 
 def can_be_name(text: str) -> bool:
-    """Return whether a client may have this name: no database need be asked for another, nor could each take it.
+    """Return whether a client may have this name; not every database takes every other text, such as a NUL.
 
     >>> can_be_name("shop"), can_be_name("a b"), can_be_name("shop\\n")
     (True, False, False)

@@ -286,10 +286,8 @@ def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Datab
 
 
 def test_of_predictions_written_together_none_is_left_out(database: Database) -> None:
-    store, written = (
-        PredictionStore(database),
-        [prediction(number, "") for number in range(1543)],
-    )  # 3 * 512 + 4 + 2 + 1
+    store = PredictionStore(database)
+    written = [prediction(number, "") for number in range(1543)]  # 3 * 512 + 4 + 2 + 1
     store.write(written)
     assert store.find([prediction(number).id for number in range(2000)], "").keys() == {each.id for each in written}
 
