@@ -80,6 +80,7 @@ class Callers:
         self._labelled: dict[str, ClientCounts] = {}
         self._others: ClientCounts | None = None
         self.anonymous = Caller(ANONYMOUS, ClientPolicy(), metrics.clients.of(NAMELESS), None)
+        self._began_at = time.monotonic()
         self.loaded_at: float | None = None
         metrics.policies_age.set_function(self._age)
 
@@ -149,4 +150,4 @@ class Callers:
         return self._others
 
     def _age(self) -> float:
-        return -1.0 if self.loaded_at is None else time.monotonic() - self.loaded_at
+        return time.monotonic() - (self._began_at if self.loaded_at is None else self.loaded_at)

@@ -116,7 +116,7 @@ class Metrics:
         ).labels()
         self.policies_age = Gauge(
             "evenkeel_policies_age_seconds",
-            "Seconds since the policies were last seen to be current.",
+            "Seconds since the policies were last seen to be current; since the start, before they first were.",
             registry=registry,
         )
         self.ready = Gauge("evenkeel_ready", "1 while requests are welcome, else 0.", registry=registry)

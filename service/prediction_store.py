@@ -103,10 +103,13 @@ class PredictionStore:
             content: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
         return None if content is None else _manifest(content)
 
-    def write(self, predictions: Sequence[KeptPrediction]) -> None:
+    def write(self, predictions: Sequence[KeptPrediction]) -> int:
         """Keep predictions; one that is there already stays as it is.
 
         Those of a client that was removed meanwhile are left out, also where another has its name now.
+
+        Returns:
+            How many are kept.
         """
         with self._database.writing() as connection:
             made = _hold_clients(connection, {each.client for each in predictions} - {ANONYMOUS})
@@ -117,6 +120,7 @@ class PredictionStore:
                 count = min(_MOST_ROWS, 1 << left.bit_length() - 1)
                 _insert_rows(connection, rows[first : first + count])
                 first += count
+        return len(rows)
 
     def find(self, ids: Sequence[str], client: str | None) -> dict[str, Served]:
         """Return those of the predictions that are kept and are the client's, by id; None: anyone's."""

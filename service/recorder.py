@@ -127,8 +127,7 @@ class Recorder:
         with self._writing:
             self._prepare()
             while batch := self._ready[:_BATCH]:
-                self._store.write(batch)
-                self._metrics.store_written.inc(len(batch))
+                self._metrics.store_written.inc(self._store.write(batch))
                 del self._ready[: len(batch)]
 
     def _prepare(self) -> None:

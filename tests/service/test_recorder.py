@@ -10,21 +10,24 @@ from tests.service.fakes import FakeModel
 
 
 class Store:
-    """Keeps in memory what is written."""
+    """Keeps in memory what is written, but for what belongs to a client that is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, gone: str = "") -> None:
         self.rows: list[KeptPrediction] = []
+        self._gone = gone
 
-    def write(self, predictions: list[KeptPrediction]) -> None:
-        self.rows += predictions
+    def write(self, predictions: list[KeptPrediction]) -> int:
+        kept = [each for each in predictions if each.client != self._gone]
+        self.rows += kept
+        return len(kept)
 
 
-def note(recorder: Recorder, times: int) -> list[str]:
+def note(recorder: Recorder, times: int, client: str = "shop") -> list[str]:
     manifest = FakeModel().manifest
     logits = np.eye(len(manifest.classes), dtype=np.float32)[0]
     terms = fit(ClientPolicy(), manifest, 4.0)
     lines = {"factual_logits": logits, "counterfactual_logits": -logits}
-    return [recorder.note("shop", terms, manifest, Knobs(1.0), winner=0, **lines) for _ in range(times)]
+    return [recorder.note(client, terms, manifest, Knobs(1.0), winner=0, **lines) for _ in range(times)]
 
 
 def frequent(name: str) -> ClientPolicy:
@@ -53,6 +56,16 @@ def test_below_the_rate_every_prediction_is_kept() -> None:
     note(recorder, 12_000)
     recorder.flush()
     assert len(store.rows) == 12_000
+
+
+def test_what_the_store_leaves_out_is_not_counted_as_written() -> None:
+    store, metrics = Store(gone="shop"), Metrics()
+    recorder = make_recorder(store, metrics, rate=1e9)
+    note(recorder, 3)
+    note(recorder, 2, "other")
+    recorder.flush()
+    assert len(store.rows) == metrics.registry.get_sample_value("evenkeel_store_written_total") == 2
+    assert recorder.waiting == 0
 
 
 def test_of_a_share_so_many_are_kept_and_the_others_have_an_identifier_too() -> None:

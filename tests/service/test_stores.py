@@ -312,11 +312,11 @@ def test_what_waits_of_a_removed_client_is_not_written_and_whoever_has_its_name_
     waiting = [prediction(1, at=11.0), prediction(2, "other", at=11.0), prediction(3, "", at=11.0)]
     policies.remove("shop", who="ann")
     ids = [prediction(number).id for number in range(6)]
-    store.write(waiting[:1])
+    assert store.write(waiting[:1]) == 0
     assert store.find(ids, None) == {}
     now[0] = 12.0
     policies.add("shop", ClientPolicy(), who="ann")
-    store.write([*waiting, prediction(4, at=12.0), prediction(5, "never was", at=12.0)])
+    assert store.write([*waiting, prediction(4, at=12.0), prediction(5, "never was", at=12.0)]) == 3
     assert store.find(ids, None).keys() == {ids[2], ids[3], ids[4]}
     assert store.find(ids, "shop").keys() == {ids[4]}
 
