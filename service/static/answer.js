@@ -70,17 +70,3 @@ function glide(row, top) {
     row.animate([{ transform: `translateY(${top - now}px)` }, { transform: 'none' }], { duration: 240, easing: 'ease-out' });
   }
 }
-
-/** The service's refusal: what, which field, which value, what to do. Nothing: none. */
-export function showProblem(body) {
-  const problem = document.getElementById('problem');
-  if (!body) {
-    problem.replaceChildren();
-    return;
-  }
-  const facts = ['field', 'value', 'remedy'].filter((name) => body[name] !== null && body[name] !== undefined);
-  problem.replaceChildren(
-    html('p', {}, html('strong', {}, body.message), ' ', html('code', {}, body.code)),
-    html('dl', {}, ...facts.flatMap((name) => [html('dt', {}, name), html('dd', {}, String(body[name]))])),
-  );
-}

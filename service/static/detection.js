@@ -1,11 +1,12 @@
 // The page for a detector: alpha changes scores, and with them which boxes suppress which, so each alpha is asked for
 // anew, once the slider has settled. The lowest score shown only leaves out what is there.
 
-import { short, showProblem } from './answer.js';
-import { Refusal, detect, getBlob, getEvaluation, getModel, getSamples, getTerms, useKey } from './api.js';
+import { short } from './answer.js';
+import { detect, getBlob, getEvaluation, getModel, getSamples, getTerms, useKey } from './api.js';
 import { command, copyOnClick } from './command.js';
 import { allowed, limitAlpha, prepareAlpha, showAlpha } from './knobs.js';
 import { pressSample, showPicture, showSamples, takePictures } from './picture.js';
+import { clearProblem, daring } from './refusal.js';
 import { drawScene, fitStage } from './scene.js';
 import { html, mark } from './svg.js';
 
@@ -40,19 +41,6 @@ async function start() {
   if (samples.length) await takeSample(samples[0], 0);
 }
 
-/** Run what may be refused, and show the refusal. */
-async function daring(action) {
-  try {
-    await action();
-  } catch (error) {
-    if (error.name === 'AbortError') return;
-    const body = error instanceof Refusal ? error.body : { code: 'page', message: `The page failed: ${error.message}` };
-    showProblem(body);
-    $('key-form').hidden = body.code !== 'invalid_key';
-    if (!(error instanceof Refusal)) throw error;
-  }
-}
-
 function takeSample(sample, number) {
   return daring(async () => {
     const blob = await getBlob(sample.path);
@@ -82,8 +70,7 @@ function ask() {
       state.chosen = null;
       if (state.isNew && !state.thresholdIsTheirs) setThreshold(startFor(state.answer));
       state.isNew = false;
-      showProblem(null);
-      $('key-form').hidden = true;
+      clearProblem();
     } catch (error) {
       if (!signal.aborted) state.answer = null;
       throw error;

@@ -2,13 +2,14 @@
 // One request a picture: its lines. Every alpha and prior_strength is drawn from them.
 
 import { drawAccuracy } from './accuracy.js';
-import { percent, short, showProblem, showRanking, showSide } from './answer.js';
-import { Refusal, getBlob, getEvaluation, getModel, getSamples, getTerms, predictLines, useKey } from './api.js';
+import { percent, short, showRanking, showSide } from './answer.js';
+import { getBlob, getEvaluation, getModel, getSamples, getTerms, predictLines, useKey } from './api.js';
 import { command, copyOnClick } from './command.js';
 import { linesAt, logShare, logitsAt, probabilities, ranking, stretchAt, temperature, upperEnvelope } from './envelope.js';
 import { allowed, drawRibbon, limitKnobs, prepareKnobs, showJumps, showKnobs } from './knobs.js';
 import { INSET, drawLines, sceneOf } from './lines.js';
 import { pressSample, showPicture, showSamples, takePictures } from './picture.js';
+import { clearProblem, daring } from './refusal.js';
 import { mark } from './svg.js';
 
 const $ = (id) => document.getElementById(id);
@@ -32,19 +33,6 @@ async function start() {
   if (samples.length) await takeSample(samples[0], 0);
 }
 
-/** Run what may be refused, and show the refusal. */
-async function daring(action) {
-  try {
-    await action();
-  } catch (error) {
-    if (error.name === 'AbortError') return;
-    const body = error instanceof Refusal ? error.body : { code: 'page', message: `The page failed: ${error.message}` };
-    showProblem(body);
-    $('key-form').hidden = body.code !== 'invalid_key';
-    if (!(error instanceof Refusal)) throw error;
-  }
-}
-
 function takeSample(sample, number) {
   return daring(async () => {
     const blob = await getBlob(sample.path);
@@ -64,8 +52,7 @@ function take(blob, picture) {
     document.body.classList.add('waiting');
     try {
       state.branches = await predictLines(blob, signal);
-      showProblem(null);
-      $('key-form').hidden = true;
+      clearProblem();
     } finally {
       if (!signal.aborted) {
         document.body.classList.remove('waiting');
