@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from service.client_metrics import ClientCounts
-from service.clients import ANONYMOUS, NAMELESS, OTHER, ClientPolicy, Terms, fit
+from service.clients import ANONYMOUS, NAMELESS, NOBODY, OTHER, ClientPolicy, Owner, Terms, fit
 from service.errors import PolicyMismatch, RateLimited
 from service.keys import hash_key
 from service.manifest import Manifest
@@ -21,14 +21,19 @@ from service.rates import TokenBucket
 class Caller:
     """A client as requests meet it: its policy, what that means for a model, and what it may still send."""
 
-    __slots__ = ("_bucket", "_fitted", "counts", "name", "policy")
+    __slots__ = ("_bucket", "_fitted", "counts", "owner", "policy")
 
-    def __init__(self, name: str, policy: ClientPolicy, counts: ClientCounts, bucket: TokenBucket | None) -> None:
-        self.name = name
+    def __init__(self, owner: Owner, policy: ClientPolicy, counts: ClientCounts, bucket: TokenBucket | None) -> None:
+        self.owner = owner
         self.policy = policy
         self.counts = counts
         self._bucket = bucket
         self._fitted: dict[tuple[str, float], Terms | PolicyMismatch] = {}
+
+    @property
+    def name(self) -> str:
+        """The client's name."""
+        return self.owner.name
 
     def terms(self, manifest: Manifest, max_prior_strength: float) -> Terms:
         """Return what this client's requests get of a model.
@@ -79,7 +84,7 @@ class Callers:
         self._by_name: Mapping[str, Caller] = {}
         self._labelled: dict[str, ClientCounts] = {}
         self._others: ClientCounts | None = None
-        self.anonymous = Caller(ANONYMOUS, ClientPolicy(), metrics.clients.of(NAMELESS), None)
+        self.anonymous = Caller(NOBODY, ClientPolicy(), metrics.clients.of(NAMELESS), None)
         self._began_at = time.monotonic()
         self.loaded_at: float | None = None
         metrics.policies_age.set_function(self._age)
@@ -118,20 +123,20 @@ class Callers:
     def load(self, snapshot: Snapshot | None) -> None:
         """Take over new policies; None says that those in use are current."""
         if snapshot is not None:
-            self._label(list(snapshot.policies))
-            by_name = {name: self._caller(name, policy) for name, policy in snapshot.policies.items()}
+            self._label([owner.name for owner in snapshot.policies])
+            by_name = {owner.name: self._caller(owner, policy) for owner, policy in snapshot.policies.items()}
             by_key = {digest: by_name[name] for digest, name in snapshot.clients_by_key.items() if name in by_name}
             self._by_name, self._by_key = by_name, by_key
         self.loaded_at = time.monotonic()
 
-    def _caller(self, name: str, policy: ClientPolicy) -> Caller:
+    def _caller(self, owner: Owner, policy: ClientPolicy) -> Caller:
         """Return the client as it is known, if its policy is: what it has sent counts on."""
-        known = self._by_name.get(name)
-        if known is not None and known.policy == policy:
-            known.counts = self._counts(name)
+        known = self._by_name.get(owner.name)
+        if known is not None and (known.owner, known.policy) == (owner, policy):
+            known.counts = self._counts(owner.name)
             return known
         rate = policy.images_per_second
-        return Caller(name, policy, self._counts(name), None if rate is None else TokenBucket(rate))
+        return Caller(owner, policy, self._counts(owner.name), None if rate is None else TokenBucket(rate))
 
     def _label(self, names: list[str]) -> None:
         """Give series of their own to the oldest clients, the same in every process, and remove the others'."""

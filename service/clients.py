@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -23,6 +23,23 @@ ANONYMOUS = ""
 OTHER = "other"
 NAMELESS = "anonymous"
 """The labels, in the metrics, of clients without one of their own and of requests without a client."""
+
+
+class Owner(NamedTuple):
+    """Whose a prediction is: a client that was removed is not the one that has its name next.
+
+    Attributes:
+        name: the client's.
+        made_at: when it was made, by the clock of whoever made it: to be told apart by, and never held against another
+            clock.
+    """
+
+    name: str
+    made_at: float
+
+
+NOBODY = Owner(ANONYMOUS, 0.0)
+"""Whose predictions are that a request without a key has got."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 

@@ -118,8 +118,8 @@ class Feedback:
 
     async def _wait(self, ids: set[str], found: dict[str, Served], client: str | None) -> None:
         """Look again, now and then, for what another process may be about to write, and add it to what was found."""
-        pause = _PAUSE
-        while fresh := _fresh(ids - found.keys()):
+        pause, end = _PAUSE, time.monotonic() + _FRESH
+        while (fresh := _fresh(ids - found.keys())) and time.monotonic() < end:
             await asyncio.sleep(pause)
             pause *= 2
             found |= await self._blocking(lambda fresh=fresh: self._store.find(fresh, client))  # type: ignore[misc]
@@ -167,7 +167,7 @@ class Feedback:
 
 
 def _fresh(ids: set[str]) -> list[str]:
-    """Return those, sorted, that look as if they were made just now."""
+    """Return those, sorted, that look as if they were made just now; another machine's clock may be ahead."""
     now = time.time()
     made = {each: noted_at(each) for each in ids}
-    return sorted(each for each, at in made.items() if at is not None and 0 <= now - at < _FRESH)
+    return sorted(each for each, at in made.items() if at is not None and abs(now - at) < _FRESH)

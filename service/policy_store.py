@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Select, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service import tables
-from service.clients import NAME_PATTERN, ClientPolicy, can_be_name
+from service.clients import NAME_PATTERN, ClientPolicy, Owner, can_be_name
 from service.database import Database
 from service.errors import ClientExists, InvalidParameter, PolicyMismatch, UnknownClient, UnknownKey
 from service.keys import can_be_id, hash_key, key_id, new_key
@@ -70,7 +70,7 @@ class Snapshot:
     """All policies, the oldest client's first, and which client each valid key belongs to, at one revision."""
 
     revision: Revision
-    policies: Mapping[str, ClientPolicy]
+    policies: Mapping[Owner, ClientPolicy]
     clients_by_key: Mapping[str, str]
 
     @property
@@ -106,13 +106,14 @@ class PolicyStore:
             valid = connection.execute(
                 select(tables.keys.c.hash, tables.keys.c.client).where(tables.keys.c.revoked_at.is_(None))
             ).all()
-        policies: dict[str, ClientPolicy] = {}
+        policies: dict[Owner, ClientPolicy] = {}
         for row in kept:
             try:
-                policies[row.name] = _kept_policy(row.name, row.policy)
+                policies[Owner(row.name, row.created_at)] = _kept_policy(row.name, row.policy)
             except PolicyMismatch as error:  # the others' changes matter all the same, above all revoked keys
                 logger.error("%s Until then its keys are unknown. %s", error.message, error.remedy)
-        return Snapshot(revision, policies, {row.hash: row.client for row in valid if row.client in policies})
+        readable = {owner.name for owner in policies}
+        return Snapshot(revision, policies, {row.hash: row.client for row in valid if row.client in readable})
 
     def clients(self) -> list[Client]:
         """Return all clients by name.

@@ -1,6 +1,5 @@
 """Kept predictions and their labels, in the database. It knows neither the model's run nor HTTP."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Select, delete, exists, func, 
 from sqlalchemy.dialects import postgresql, sqlite
 
 from service import tables
-from service.clients import ANONYMOUS
+from service.clients import NOBODY, Owner
 from service.database import Database
 from service.manifest import ManifestDraft
 
@@ -103,18 +102,21 @@ class PredictionStore:
             content: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
         return None if content is None else _manifest(content)
 
-    def write(self, predictions: Sequence[KeptPrediction]) -> int:
+    def write(self, owners: Sequence[Owner], predictions: Sequence[KeptPrediction]) -> int:
         """Keep predictions; one that is there already stays as it is.
 
         Those of a client that was removed meanwhile are left out, also where another has its name now.
+
+        Args:
+            owners: whose each of the predictions is.
+            predictions: as many.
 
         Returns:
             How many are kept.
         """
         with self._database.writing() as connection:
-            made = _hold_clients(connection, {each.client for each in predictions} - {ANONYMOUS})
-            made[ANONYMOUS] = -math.inf
-            rows = [each for each in predictions if made.get(each.client, math.inf) <= each.at]
+            there = _hold_clients(connection, set(owners) - {NOBODY}) | {NOBODY}
+            rows = [row for owner, row in zip(owners, predictions, strict=True) if owner in there]
             first = 0
             while left := len(rows) - first:
                 count = min(_MOST_ROWS, 1 << left.bit_length() - 1)
@@ -251,14 +253,15 @@ def _insertion(mark: str, count: int) -> str:
     return f"INSERT INTO {tables.predictions.name} ({columns}) VALUES {values} ON CONFLICT DO NOTHING"  # noqa: S608
 
 
-def _hold_clients(connection: Connection, names: set[str]) -> dict[str, float]:
-    """Return when those of the clients that are there were made; none is removed before the transaction ends."""
-    if not names:
-        return {}
+def _hold_clients(connection: Connection, owners: set[Owner]) -> set[Owner]:
+    """Return which clients of these names are there; none is removed before the transaction ends."""
+    if not owners:
+        return set()
     client = tables.clients.c
-    query = select(client.name, client.created_at).where(client.name.in_(sorted(names))).order_by(client.name)
+    names = sorted({owner.name for owner in owners})
+    query = select(client.name, client.created_at).where(client.name.in_(names)).order_by(client.name)
     rows = connection.execute(query.with_for_update(read=True, key_share=True))
-    return {row.name: row.created_at for row in rows}
+    return {Owner(row.name, row.created_at) for row in rows}
 
 
 def _hold(connection: Connection, ids: Sequence[str]) -> list[str]:

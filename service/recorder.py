@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from service.clients import Terms
+from service.clients import Owner, Terms
 from service.manifest import Manifest
 from service.metrics import Metrics
 from service.prediction_store import KeptPrediction, PredictionStore
@@ -31,8 +31,8 @@ _BURST = 10_000
 """Predictions that are kept at once, whatever the rate: whoever sends a labelled set finds all of it again."""
 
 
-_Note: TypeAlias = tuple[str, str, float, Terms, Manifest, Knobs, int, NDArray[np.float32], NDArray[np.float32]]
-"""A prediction as it is noted, and nothing computed: id, client, time, terms, manifest, knobs, winner, both logits."""
+_Note: TypeAlias = tuple[str, Owner, float, Terms, Manifest, Knobs, int, NDArray[np.float32], NDArray[np.float32]]
+"""A prediction as it is noted, and nothing computed: id, whose, time, terms, manifest, knobs, winner, both logits."""
 
 
 class _Identifiers:
@@ -83,7 +83,7 @@ class Recorder:
         self._max_prior_strength = max_prior_strength
         self._identifiers = _Identifiers()
         self._notes: deque[_Note] = deque()
-        self._ready: list[KeptPrediction] = []
+        self._ready: list[tuple[Owner, KeptPrediction]] = []
         self._writing = threading.Lock()
         metrics.store_waiting.set_function(lambda: self.waiting)
 
@@ -94,7 +94,7 @@ class Recorder:
 
     def note(
         self,
-        client: str,
+        owner: Owner,
         terms: Terms,
         manifest: Manifest,
         knobs: Knobs,
@@ -114,7 +114,7 @@ class Recorder:
             self._metrics.store_dropped.inc()
         else:
             self._notes.append(
-                (identifier, client, now, terms, manifest, knobs, winner, factual_logits, counterfactual_logits)
+                (identifier, owner, now, terms, manifest, knobs, winner, factual_logits, counterfactual_logits)
             )
         return identifier
 
@@ -127,7 +127,8 @@ class Recorder:
         with self._writing:
             self._prepare()
             while batch := self._ready[:_BATCH]:
-                self._metrics.store_written.inc(self._store.write(batch))
+                owners, predictions = zip(*batch, strict=True)
+                self._metrics.store_written.inc(self._store.write(owners, predictions))
                 del self._ready[: len(batch)]
 
     def _prepare(self) -> None:
@@ -141,8 +142,8 @@ class Recorder:
             for first in range(0, len(notes), _BATCH):
                 self._ready += self._kept(notes[first : first + _BATCH])
 
-    def _kept(self, notes: Sequence[_Note]) -> Iterator[KeptPrediction]:
-        ids, clients, times, terms, manifests, knobs, winners, factual, counterfactual = zip(*notes, strict=True)
+    def _kept(self, notes: Sequence[_Note]) -> Iterator[tuple[Owner, KeptPrediction]]:
+        ids, owners, times, terms, manifests, knobs, winners, factual, counterfactual = zip(*notes, strict=True)
         manifest: Manifest = manifests[0]
         alphas, strengths, log_targets = zip(*knobs, strict=True)
         packed = packed_candidates(
@@ -154,8 +155,9 @@ class Recorder:
         )
         same = manifest.version, self._max_prior_strength, terms[0].target_version
         version, most, target = (repeat(each, len(notes)) for each in same)
-        rows = zip(ids, clients, version, times, alphas, strengths, most, target, winners, packed, strict=True)
-        return map(KeptPrediction._make, rows)
+        names = (owner.name for owner in owners)
+        rows = zip(ids, names, version, times, alphas, strengths, most, target, winners, packed, strict=True)
+        return zip(owners, map(KeptPrediction._make, rows), strict=True)
 
 
 def noted_at(identifier: str) -> float | None:

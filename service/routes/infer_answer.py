@@ -103,7 +103,7 @@ def _identifiers(
     return [
         [
             service.keeping.recorder.note(
-                caller.name,
+                caller.owner,
                 rules.terms,
                 service.model.manifest,
                 knobs,

@@ -103,7 +103,7 @@ def _answer(query: PredictQuery, scores: list[Score], service: Service, caller: 
         answer = writer.image(image, score, top_k=query.top_k, breakpoints=query.breakpoints, lines=query.lines)
         winner, plain = answer["predictions"][0], answer["plain"]
         answer["prediction_id"] = note(
-            caller.name,
+            caller.owner,
             rules.terms,
             manifest,
             image.knobs,

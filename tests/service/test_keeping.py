@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service import database
-from service.clients import ANONYMOUS, ClientPolicy, fit
+from service.clients import NOBODY, ClientPolicy, fit
 from service.keeping import Keeping
 from service.metrics import Metrics
 from service.scoring import Knobs
@@ -34,7 +34,7 @@ def note(keeping: Keeping, times: int) -> None:
     terms = fit(ClientPolicy(), manifest, 4.0)
     lines = {"factual_logits": logits, "counterfactual_logits": -logits}
     for _ in range(times):
-        keeping.recorder.note(ANONYMOUS, terms, manifest, Knobs(1.0), winner=0, **lines)
+        keeping.recorder.note(NOBODY, terms, manifest, Knobs(1.0), winner=0, **lines)
 
 
 def kept(folder: Path) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service.callers import Callers
-from service.clients import ClientPolicy
+from service.clients import ClientPolicy, Owner
 from service.database import Database
 from service.errors import StoreUnavailable
 from service.metrics import Metrics
@@ -62,7 +62,7 @@ class World:
                 KeptPrediction(identifier, name, MANIFEST.version, float(number), 0.0, 0.0, 4.0, "", plain, packed)
             )
             labels[identifier] = plain if plain_is_right else after
-        self.predictions.write(kept)
+        self.predictions.write([Owner(name, 0.0)] * samples, kept)
         self.predictions.label(labels)
 
     def update(self) -> dict[str, float]:

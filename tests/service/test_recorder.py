@@ -1,6 +1,8 @@
+from collections.abc import Sequence
+
 import numpy as np
 
-from service.clients import ClientPolicy, fit
+from service.clients import ClientPolicy, Owner, fit
 from service.metrics import Metrics
 from service.prediction_store import KeptPrediction
 from service.recorder import Recorder
@@ -16,7 +18,8 @@ class Store:
         self.rows: list[KeptPrediction] = []
         self._gone = gone
 
-    def write(self, predictions: list[KeptPrediction]) -> int:
+    def write(self, owners: Sequence[Owner], predictions: Sequence[KeptPrediction]) -> int:
+        assert [owner.name for owner in owners] == [each.client for each in predictions]
         kept = [each for each in predictions if each.client != self._gone]
         self.rows += kept
         return len(kept)
@@ -27,7 +30,7 @@ def note(recorder: Recorder, times: int, client: str = "shop") -> list[str]:
     logits = np.eye(len(manifest.classes), dtype=np.float32)[0]
     terms = fit(ClientPolicy(), manifest, 4.0)
     lines = {"factual_logits": logits, "counterfactual_logits": -logits}
-    return [recorder.note(client, terms, manifest, Knobs(1.0), winner=0, **lines) for _ in range(times)]
+    return [recorder.note(Owner(client, 5.0), terms, manifest, Knobs(1.0), winner=0, **lines) for _ in range(times)]
 
 
 def frequent(name: str) -> ClientPolicy:
@@ -89,7 +92,7 @@ def test_of_clients_in_turn_each_prediction_is_kept_by_its_own_target() -> None:
             factual, counterfactual = draw.normal(size=(2, classes)).astype(np.float32)
             knobs = Knobs(0.5, 0.25, terms.log_target)
             logits = {"factual_logits": factual, "counterfactual_logits": counterfactual}
-            identifier = recorder.note(name, terms, manifest, knobs, winner=1, **logits)
+            identifier = recorder.note(Owner(name, 5.0), terms, manifest, knobs, winner=1, **logits)
             found = candidates(
                 factual[None],
                 counterfactual[None],

@@ -2,11 +2,11 @@
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from service import prediction_store
 from service.app import create_app
-from service.clients import ClientPolicy
+from service.clients import ClientPolicy, Owner
 from service.database import _MIGRATION_LOCK, Database, check_url, connect
 from service.errors import ClientExists, InvalidParameter, PolicyMismatch, StoreUnavailable, UnknownClient, UnknownKey
 from service.keeping import Keeping
@@ -79,6 +79,11 @@ def prediction(number: int, client: str = "shop", *, at: float = 0.0) -> KeptPre
     return KeptPrediction(f"{number:026x}", client, "m" * 16, at, 1.0, 0.0, 4.0, "", 2, bytes(10))
 
 
+def keep(store: PredictionStore, predictions: Sequence[KeptPrediction], *, made_at: float = 0.0) -> int:
+    """Keep predictions, each as one of the client of this name that was made then."""
+    return store.write([Owner(each.client, made_at if each.client else 0.0) for each in predictions], predictions)
+
+
 def test_a_policy_that_cannot_be_read_stops_no_other(
     database: Database, policies: PolicyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -88,7 +93,8 @@ def test_a_policy_that_cannot_be_read_stops_no_other(
         connection.execute(of_another_version)
     snapshot = policies.snapshot()
     assert snapshot is not None
-    assert snapshot.policies == {"album": ClientPolicy()}
+    assert [*snapshot.policies.values()] == [ClientPolicy()]
+    assert [owner.name for owner in snapshot.policies] == ["album"]
     assert snapshot.clients_by_key == {hash_key(keys["album"]): "album"}
     assert "The kept policy of the client newer cannot be read: beta" in caplog.text
     with pytest.raises(PolicyMismatch, match="newer cannot be read"):
@@ -173,7 +179,7 @@ def test_a_snapshot_comes_only_when_something_changed(policies: PolicyStore) -> 
     policies.set("shop", {"alpha": 1}, who="ann")
     changed = policies.snapshot(snapshot.revision)
     assert changed is not None
-    assert changed.policies["shop"].alpha == 1
+    assert [policy.alpha for policy in changed.policies.values()] == [1]
 
 
 def test_what_is_not_there_or_cannot_be_is_refused(policies: PolicyStore) -> None:
@@ -265,8 +271,8 @@ def test_of_those_who_add_one_client_at_once_one_does(database: Database) -> Non
 def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Database) -> None:
     add_at_the_beginning(database, "shop", "other")
     store = PredictionStore(database, clock=count(1000).__next__)
-    store.write([prediction(1), prediction(2), prediction(3, "other")])
-    store.write([prediction(1)])
+    keep(store, [prediction(1), prediction(2), prediction(3, "other")])
+    keep(store, [prediction(1)])
     ids = [prediction(number).id for number in (1, 2, 3, 4)]
     assert set(store.find(ids, "shop")) == set(ids[:2])
     assert set(store.find(ids, None)) == set(ids[:3])
@@ -288,14 +294,14 @@ def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Datab
 def test_of_predictions_written_together_none_is_left_out(database: Database) -> None:
     store = PredictionStore(database)
     written = [prediction(number, "") for number in range(1543)]  # 3 * 512 + 4 + 2 + 1
-    store.write(written)
+    keep(store, written)
     assert store.find([prediction(number).id for number in range(2000)], "").keys() == {each.id for each in written}
 
 
 def test_a_removed_client_leaves_no_prediction_or_label(database: Database, policies: PolicyStore) -> None:
     store = PredictionStore(database)
     policies.add("shop", ClientPolicy(), who="ann")
-    store.write([prediction(1, at=2000.0)])
+    keep(store, [prediction(1, at=2000.0)], made_at=1000)
     assert store.label({prediction(1).id: 1})
     policies.remove("shop", who="ann")
     assert store.find([prediction(1).id], None) == {}
@@ -309,16 +315,29 @@ def test_what_waits_of_a_removed_client_is_not_written_and_whoever_has_its_name_
     policies = PolicyStore(database, clock=lambda: now[0])
     policies.add("shop", ClientPolicy(), who="ann")
     policies.add("other", ClientPolicy(), who="ann")
-    waiting = [prediction(1, at=11.0), prediction(2, "other", at=11.0), prediction(3, "", at=11.0)]
+    waiting = [prediction(1), prediction(2, "other"), prediction(3, "")]
     policies.remove("shop", who="ann")
     ids = [prediction(number).id for number in range(6)]
-    assert store.write(waiting[:1]) == 0
+    assert keep(store, waiting[:1], made_at=10.0) == 0
     assert store.find(ids, None) == {}
     now[0] = 12.0
     policies.add("shop", ClientPolicy(), who="ann")
-    assert store.write([*waiting, prediction(4, at=12.0), prediction(5, "never was", at=12.0)]) == 3
+    assert keep(store, waiting, made_at=10.0) == 2
+    assert keep(store, [prediction(4), prediction(5, "never was")], made_at=12.0) == 1
     assert store.find(ids, None).keys() == {ids[2], ids[3], ids[4]}
     assert store.find(ids, "shop").keys() == {ids[4]}
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+def test_predictions_are_kept_whatever_the_clock_said_where_their_client_was_made(
+    ahead: float, database: Database
+) -> None:
+    store = PredictionStore(database)
+    PolicyStore(database, clock=lambda: time() + ahead).add("shop", ClientPolicy(), who="ann")
+    snapshot = PolicyStore(database).snapshot()
+    assert snapshot is not None
+    assert store.write([*snapshot.policies], [prediction(1, at=time())]) == 1
+    assert store.find([prediction(1).id], "shop").keys() == {prediction(1).id}
 
 
 @pytest.mark.parametrize("removed_first", [True, False])
@@ -340,8 +359,8 @@ def test_a_client_that_is_removed_while_its_predictions_are_written_leaves_none(
         monkeypatch.setattr(policies, "_note", slow(policies._note))
     else:
         monkeypatch.setattr(prediction_store, "_insert_rows", slow(prediction_store._insert_rows))
-    works: list[Callable[[], None]] = [
-        lambda: store.write([prediction(1)]),
+    works: list[Callable[[], object]] = [
+        lambda: keep(store, [prediction(1)]),
         lambda: policies.remove("shop", who="ann"),
     ]
     first, second = reversed(works) if removed_first else works
@@ -356,7 +375,7 @@ def test_a_client_that_is_removed_while_its_predictions_are_written_leaves_none(
 def test_old_predictions_are_forgotten_with_their_labels(database: Database) -> None:
     add_at_the_beginning(database, "shop")
     store = PredictionStore(database, clock=lambda: 100.0)
-    store.write([prediction(number, at=number * 10.0) for number in range(10)])
+    keep(store, [prediction(number, at=number * 10.0) for number in range(10)])
     store.label({prediction(0).id: 1, prediction(9).id: 1})
     store.prune(max_age=75, max_unlabelled=100, max_labelled=100)
     kept = store.find([prediction(number).id for number in range(10)], None)
@@ -367,9 +386,9 @@ def test_old_predictions_are_forgotten_with_their_labels(database: Database) -> 
 def test_one_clients_predictions_cost_no_other_client_what_it_has(database: Database) -> None:
     add_at_the_beginning(database, "shop", "busy")
     store = PredictionStore(database, clock=lambda: 100.0)
-    store.write([prediction(number, at=number) for number in range(5)])
-    store.write([prediction(number, "busy", at=number) for number in range(5, 10)])
-    store.write([prediction(number, "", at=number) for number in range(10, 90)])
+    keep(store, [prediction(number, at=number) for number in range(5)])
+    keep(store, [prediction(number, "busy", at=number) for number in range(5, 10)])
+    keep(store, [prediction(number, "", at=number) for number in range(10, 90)])
     store.label({prediction(number).id: 1 for number in (0, 1, 10, 11, 12)})
     ids = [prediction(number).id for number in range(90)]
     for _ in range(2):  # the second time there is nothing to do
@@ -528,7 +547,7 @@ def test_a_file_that_is_removed_is_noticed_and_made_again_and_nothing_is_acknowl
     database = Database(f"sqlite:///{path}", said.append)
     database.migrate()
     store, policies = PredictionStore(database), PolicyStore(database)
-    store.write([prediction(1, "")])
+    keep(store, [prediction(1, "")])
     for file in tmp_path.glob("evenkeel.sqlite*"):
         file.unlink()
     for attempt in (lambda: store.label({prediction(1).id: 1}), policies.snapshot, lambda: store.find([], None)):
@@ -538,7 +557,7 @@ def test_a_file_that_is_removed_is_noticed_and_made_again_and_nothing_is_acknowl
     assert not path.exists()
     assert database.losses
     database.migrate()
-    store.write([prediction(2, "")])
+    keep(store, [prediction(2, "")])
     assert list(store.find([prediction(1).id, prediction(2).id], None)) == [prediction(2).id]
     assert said[-1] is True
     database.close()
@@ -568,7 +587,7 @@ def test_a_file_that_is_replaced_is_read_from_then_on(tmp_path: Path) -> None:
     (tmp_path / "other").replace(tmp_path / "one")
     after = policies.snapshot(before.revision)
     assert after is not None
-    assert list(after.policies) == ["other"]
+    assert [owner.name for owner in after.policies] == ["other"]
     assert (after.revision[0], database.losses) == (before.revision[0], 1)
     database.close()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from service.clients import ClientPolicy, fit
+from service.clients import NOBODY, ClientPolicy, fit
 from service.prediction_store import KeptPrediction
 from service.scoring import Knobs
 from tests.service.fakes import make_manifest
@@ -53,9 +53,9 @@ def test_when_the_file_is_removed_nothing_is_acknowledged_that_is_lost_and_the_l
     assert post(served, Authorization=f"Bearer {key}").status_code == 401
 
 
-def made_up(number: int) -> dict[str, str | int]:
+def made_up(number: int, ahead: float = 0.0) -> dict[str, str | int]:
     """A label of a prediction that looks as if it were made just now, and never was."""
-    return {"prediction_id": f"{int(time.time() * 1000):012x}{number:014x}", "label": 0}
+    return {"prediction_id": f"{int((time.time() + ahead) * 1000):012x}{number:014x}", "label": 0}
 
 
 def test_labels_of_new_predictions_that_never_were_hold_nobody_up(served: TestClient) -> None:
@@ -79,16 +79,24 @@ def test_labels_of_new_predictions_that_never_were_hold_nobody_up(served: TestCl
     assert served.post("/feedback", json=own, headers=ADMIN).json()["accepted"] == 1
 
 
-def test_a_prediction_that_another_process_has_not_written_yet_is_waited_for(served: TestClient) -> None:
+@pytest.mark.parametrize("ahead", [0.0, 1.5])
+def test_a_prediction_that_another_process_has_not_written_yet_is_waited_for(ahead: float, served: TestClient) -> None:
     keeping = served.app.service.keeping  # type: ignore[attr-defined]
-    late = f"{int(time.time() * 1000):012x}{0:014x}"
+    late = f"{int((time.time() + ahead) * 1000):012x}{0:014x}"
     row = KeptPrediction(late, "", keeping._manifest.version, time.time(), 1.0, 0.0, 4.0, "", 0, bytes(10))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(served.post, "/feedback", json={"prediction_id": late, "label": 0})
         time.sleep(0.3)
         assert not waiting.done()
-        keeping.predictions.write([row])
+        keeping.predictions.write([NOBODY], [row])
         assert waiting.result().json() == {"accepted": 1, "refused": []}
+
+
+def test_a_prediction_that_never_was_is_waited_for_no_longer_where_a_clock_is_ahead(served: TestClient) -> None:
+    begun = time.monotonic()
+    receipt = served.post("/feedback", json=made_up(0, ahead=2.5)).json()
+    assert receipt["refused"][0]["code"] == "unknown_prediction"
+    assert time.monotonic() - begun < 5.4  # seconds: the clock agrees only after 5.5
 
 
 def test_a_prediction_that_is_forgotten_meanwhile_costs_no_other_its_label(served: TestClient) -> None:
@@ -116,7 +124,7 @@ def test_the_first_labels_of_a_new_models_predictions_find_its_classes(served: T
         manifest = make_manifest(name=f"model-{number}")
         keeping.remember(manifest)
         noted = keeping.recorder.note(
-            "",
+            NOBODY,
             fit(ClientPolicy(), manifest, 4.0),
             manifest,
             Knobs(1.0),
@@ -133,7 +141,7 @@ def test_labels_of_a_model_that_another_process_has_not_made_known_yet_are_asked
     known_one = {"prediction_id": answer(post(served))["prediction_id"], "label": 0}
     early = f"{int(time.time() * 1000):012x}{0:014x}"
     keeping.predictions.write(
-        [KeptPrediction(early, "", manifest.version, time.time(), 1.0, 0.0, 4.0, "", 0, bytes(10))]
+        [NOBODY], [KeptPrediction(early, "", manifest.version, time.time(), 1.0, 0.0, 4.0, "", 0, bytes(10))]
     )
     labels = [known_one, {"prediction_id": early, "label": 0}]
     response = served.post("/feedback", json=labels)
