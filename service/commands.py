@@ -166,8 +166,17 @@ def tune(
     """Say which knobs would have served a client best, from the labels of its own predictions."""
     with _stores() as (policies, predictions):
         wanted, limit = parse_objective(objective), Settings().max_prior_strength
-        found = study(name, wanted, knobs, policies=policies, predictions=predictions, max_prior_strength=limit)
+        found = study(
+            name,
+            wanted,
+            knobs,
+            model=predictions.newest_model(),
+            policies=policies,
+            predictions=predictions,
+            max_prior_strength=limit,
+        )
         if found.tuning is not None:
+            console.print(f"By labels of the model {found.model}, the last that a service began to serve:")
             _print(found.tuning)
             if plot is not None:
                 _draw(found.tuning, plot)
@@ -243,7 +252,8 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _warn_of_misfit(policy: ClientPolicy, predictions: PredictionStore) -> None:
     """Say so where the policy does not fit the model that was served last; a later one may fit."""
-    manifest = predictions.newest_model()
+    version = predictions.newest_model()
+    manifest = None if version is None else predictions.model(version)
     if manifest is None:
         return
     try:

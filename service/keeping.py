@@ -69,7 +69,7 @@ class Keeping:
             settings.max_prior_strength,
         )
         self.studies = Studies(self.policies, self.predictions, settings.max_prior_strength)
-        metrics.clients.recommended_alpha.set_function(self.recommendations.alphas)
+        metrics.clients.recommended_alpha.set_function(lambda: self.recommendations.alphas(self._manifest.version))
         metrics.clients.current_alpha.set_function(
             lambda: self.callers.alphas(self._manifest, settings.max_prior_strength)
         )
@@ -165,7 +165,7 @@ class Keeping:
 
     def _recommend(self) -> None:
         if self._prepared:
-            self.recommendations.update()
+            self.recommendations.update(self._manifest.version)
 
     def _prune(self) -> None:
         if self._prepared:

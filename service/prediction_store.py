@@ -95,12 +95,12 @@ class PredictionStore:
             content: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
         return None if content is None else _manifest(content)
 
-    def newest_model(self) -> ManifestDraft | None:
-        """Return what was kept of the model that a process began to serve last, or None where none ever did."""
+    def newest_model(self) -> str | None:
+        """Return the version of the model that a process began to serve last, or None where none ever did."""
         with self._database.reading() as connection:
-            query = select(tables.models.c.manifest).order_by(tables.models.c.seen_at.desc()).limit(1)
-            content: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
-        return None if content is None else _manifest(content)
+            query = select(tables.models.c.version).order_by(tables.models.c.seen_at.desc()).limit(1)
+            version: str | None = connection.execute(query).scalar_one_or_none()
+        return version
 
     def write(self, owners: Sequence[Owner], predictions: Sequence[KeptPrediction]) -> int:
         """Keep predictions; one that is there already stays as it is.
@@ -162,27 +162,28 @@ class PredictionStore:
 
     def labelled(self, client: str, *, model: str, target: str, limit: int) -> list[LabelledPrediction]:
         """Return the newest labelled predictions of a client by one model and one target distribution."""
-        query = _labelled(client).where(tables.predictions.c.model == model, tables.predictions.c.target == target)
+        kept, labels = tables.predictions, tables.labels
+        query = select(labels.c.label, kept.c.max_prior_strength, kept.c.candidates)
+        query = query.join(labels, labels.c.prediction == kept.c.id)
+        query = query.where(kept.c.client == client, kept.c.model == model, kept.c.target == target)
         with self._database.reading() as connection:
-            rows = connection.execute(query.order_by(tables.predictions.c.at.desc()).limit(limit)).all()
+            rows = connection.execute(query.order_by(kept.c.at.desc()).limit(limit)).all()
         return [LabelledPrediction(row.label, row.max_prior_strength, row.candidates) for row in rows]
 
-    def newest_labelled_model(self, client: str) -> str | None:
-        """Return the version of the model that made the client's newest labelled prediction."""
-        query = _labelled(client).order_by(tables.predictions.c.at.desc()).limit(1)
-        with self._database.reading() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else str(row.model)
+    def label_counts(self, model: str | None = None) -> dict[str, LabelCount]:
+        """Return what each client has of labels, by its name; only those that have some.
 
-    def label_counts(self) -> dict[str, LabelCount]:
-        """Return what each client has of labels, by its name; only those that have some."""
+        Args:
+            model: count those of this version's predictions; None: all.
+        """
         with self._database.reading() as connection:
-            return {row.client: LabelCount(row.labels, row.newest) for row in connection.execute(_label_counts())}
+            rows = connection.execute(_label_counts(model)).all()
+        return {row.client: LabelCount(row.labels, row.newest) for row in rows}
 
-    def label_count(self, client: str) -> LabelCount | None:
-        """Return what one client has of labels; None: it has none."""
+    def label_count(self, client: str, model: str) -> LabelCount | None:
+        """Return what one client has of labels of a model's predictions; None: it has none."""
         with self._database.reading() as connection:
-            query = _label_counts().where(tables.predictions.c.client == client)
+            query = _label_counts(model).where(tables.predictions.c.client == client)
             row = connection.execute(query).one_or_none()
         return None if row is None else LabelCount(row.labels, row.newest)
 
@@ -276,16 +277,11 @@ def _hold(connection: Connection, ids: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def _label_counts() -> Select[Any]:
+def _label_counts(model: str | None) -> Select[Any]:
     kept, labels = tables.predictions, tables.labels
     query = select(kept.c.client, func.count().label("labels"), func.max(labels.c.at).label("newest"))
-    return query.join(labels, labels.c.prediction == kept.c.id).group_by(kept.c.client)
-
-
-def _labelled(client: str) -> Select[Any]:
-    kept, labels = tables.predictions, tables.labels
-    columns = (labels.c.label, kept.c.max_prior_strength, kept.c.candidates, kept.c.model)
-    return select(*columns).join(labels, labels.c.prediction == kept.c.id).where(kept.c.client == client)
+    query = query.join(labels, labels.c.prediction == kept.c.id).group_by(kept.c.client)
+    return query if model is None else query.where(kept.c.model == model)
 
 
 def _manifest(content: dict[str, Any]) -> ManifestDraft:

@@ -20,6 +20,7 @@ from service.tuning import Study, study
 class _Seen:
     """What a recommendation was made from, and what it is; None: the labels do not suffice."""
 
+    model: str
     labels: LabelCount
     policy: ClientPolicy
     alpha: float | None
@@ -47,26 +48,30 @@ class Recommendations:
         self._objective, self._max_prior_strength = objective, max_prior_strength
         self._seen: dict[str, _Seen] = {}
 
-    def alphas(self) -> dict[str, float]:
-        """Return what was found, by client: only those whose labels suffice."""
-        return {name: seen.alpha for name, seen in self._seen.items() if seen.alpha is not None}
+    def alphas(self, model: str) -> dict[str, float]:
+        """Return what was found for this version, by client: only those whose labels suffice."""
+        found = {name: seen.alpha for name, seen in self._seen.items() if seen.model == model}
+        return {name: alpha for name, alpha in found.items() if alpha is not None}
 
-    def update(self) -> None:
+    def update(self, model: str) -> None:
         """Look at every client whose labels or policy have changed.
+
+        Args:
+            model: the version that is served; only labels of its predictions count.
 
         Raises:
             StoreUnavailable: the database is away; what was found stays.
         """
         seen: dict[str, _Seen] = {}
-        for name, labels in self._predictions.label_counts().items():
+        for name, labels in self._predictions.label_counts(model).items():
             caller = self._callers.of_name(name)
             if caller is not None and self._callers.has_label(name):
-                seen[name] = self._look(name, labels, caller.policy)
+                seen[name] = self._look(name, model, labels, caller.policy)
         self._seen = seen
 
-    def _look(self, name: str, labels: LabelCount, policy: ClientPolicy) -> _Seen:
+    def _look(self, name: str, model: str, labels: LabelCount, policy: ClientPolicy) -> _Seen:
         known = self._seen.get(name)
-        if known is not None and (known.labels, known.policy) == (labels, policy):
+        if known is not None and (known.model, known.labels, known.policy) == (model, labels, policy):
             return known
         alpha = None
         with suppress(PolicyMismatch, UnknownClient):
@@ -75,12 +80,13 @@ class Recommendations:
                     name,
                     self._objective,
                     "alpha",
+                    model=model,
                     policies=self._policies,
                     predictions=self._predictions,
                     max_prior_strength=self._max_prior_strength,
                 )
             )
-        return _Seen(labels, policy, alpha)
+        return _Seen(model, labels, policy, alpha)
 
 
 def _recommended(found: Study) -> float | None:

@@ -19,7 +19,7 @@ from service.tuning import Study, study
 _MOST_REMEMBERED = 64
 
 _Question = tuple[str, str, Which]
-_Grounds = tuple[LabelCount | None, ClientPolicy]
+_Grounds = tuple[str, LabelCount | None, ClientPolicy]
 
 
 class Studies:
@@ -37,7 +37,7 @@ class Studies:
         self._under_way: set[str] = set()
         self._known: OrderedDict[_Question, tuple[_Grounds, Study]] = OrderedDict()
 
-    async def of(self, name: str, objective: Objective, which: Which) -> Study:
+    async def of(self, name: str, objective: Objective, which: Which, model: str) -> Study:
         """Return the study of a client as `service.tuning.study` makes it.
 
         Raises:
@@ -53,7 +53,7 @@ class Studies:
                 retry_after=1,
             )
         self._under_way.add(name)
-        future = self._executor.submit(self._make, name, objective, which)
+        future = self._executor.submit(self._make, name, objective, which, model)
         # Whoever asks may leave: the place is free when the work ends, not when the answer is taken.
         future.add_done_callback(lambda _: self._under_way.discard(name))
         return await asyncio.wrap_future(future)
@@ -62,22 +62,23 @@ class Studies:
         """Begin no more."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _make(self, name: str, objective: Objective, which: Which) -> Study:
+    def _make(self, name: str, objective: Objective, which: Which, model: str) -> Study:
         question = name, objective.text, which
         policy = self._policies.client(name).policy  # first: for a name that can be none nothing else is asked
-        grounds = self._predictions.label_count(name), policy
+        grounds = model, self._predictions.label_count(name, model), policy
         if question not in self._known or self._known[question][0] != grounds:
-            self._known[question] = grounds, self._study(name, objective, which)
+            self._known[question] = grounds, self._study(name, objective, which, model)
         self._known.move_to_end(question)
         if len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)
         return self._known[question][1]
 
-    def _study(self, name: str, objective: Objective, which: Which) -> Study:
+    def _study(self, name: str, objective: Objective, which: Which, model: str) -> Study:
         return study(
             name,
             objective,
             which,
+            model=model,
             policies=self._policies,
             predictions=self._predictions,
             max_prior_strength=self._max_prior_strength,

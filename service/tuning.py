@@ -20,7 +20,8 @@ class Study:
     """What is known of a client's trade-off.
 
     Attributes:
-        client, model: whose, and of which model's version (None: it has no labels at all).
+        client: whose.
+        model: the version of the model that its labels are of; None: none was ever served.
         current: the knobs of its requests that name none.
         labels: how many labelled predictions were found.
         tuning: what they say; None where they do not suffice.
@@ -40,13 +41,22 @@ def study(
     objective: Objective,
     which: Which,
     *,
+    model: str | None,
     policies: PolicyStore,
     predictions: PredictionStore,
     max_prior_strength: float,
 ) -> Study:
-    """Return what the newest labelled predictions of the client's newest model say.
+    """Return what the newest labelled predictions that a model made for the client say.
 
     Only predictions under its present target distribution count, and only knobs within its bounds.
+
+    Args:
+        name: the client's.
+        objective: what to make large.
+        which: the knobs to choose.
+        model: the version that is served: what labels of another's predictions say does not hold for it.
+        policies, predictions: where to read.
+        max_prior_strength: the largest that a request may ask for.
 
     Raises:
         UnknownClient: there is no such client.
@@ -54,20 +64,22 @@ def study(
         StoreUnavailable: the database is away.
     """
     policy = policies.client(name).policy
-    version = predictions.newest_labelled_model(name)
-    manifest = None if version is None else predictions.model(version)
-    if version is None or manifest is None:
-        return Study(
-            name, None, None, 0, None, "none of its predictions has a label yet; a detector's answers take none"
-        )
+    manifest = None if model is None else predictions.model(model)
+    if model is None or manifest is None:
+        return Study(name, None, None, 0, None, "no model was served on this database yet")
+    if manifest.task == "detection":
+        return Study(name, model, None, 0, None, f"{manifest.name}, which is served, is a detector and takes no labels")
     terms = fit(policy, manifest, max_prior_strength)
-    kept = predictions.labelled(name, model=version, target=terms.target_version, limit=MOST_LABELS)
+    kept = predictions.labelled(name, model=model, target=terms.target_version, limit=MOST_LABELS)
     strongest = min([terms.max_prior_strength, *(each.max_prior_strength for each in kept)])
     current = Knobs(terms.alpha, min(terms.prior_strength, strongest))
     if not kept:
-        return Study(name, version, current, 0, None, "no label since its target distribution changed")
+        has_none = predictions.label_count(name, model) is None
+        unlabelled = f"none of its predictions by {manifest.name} {model}, which is served, has a label yet"
+        changed = "no label since its target distribution changed"
+        return Study(name, model, current, 0, None, unlabelled if has_none else changed)
     if not terms.alpha_min < terms.alpha_max:
-        return Study(name, version, current, len(kept), None, "its bounds leave one alpha alone")
+        return Study(name, model, current, len(kept), None, "its bounds leave one alpha alone")
     classes = len(manifest.classes)
     replay = Replay.of(
         [Candidates.unpack(each.candidates, classes) for each in kept],
@@ -79,9 +91,9 @@ def study(
     )
     lacking = labels_lacking(replay, objective)
     if lacking is not None:
-        return Study(name, version, current, len(kept), None, lacking)
+        return Study(name, model, current, len(kept), None, lacking)
     tuning = tune(replay, objective, current, which=which)
-    return Study(name, version, current, len(kept), tuning, tuning.keep)
+    return Study(name, model, current, len(kept), tuning, tuning.keep)
 
 
 def apply(best: Knobs, name: str, which: Which, *, policies: PolicyStore, who: str) -> None:

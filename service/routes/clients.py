@@ -183,7 +183,7 @@ async def tradeoff(request: Request) -> Response:
     given = query_parameters(request, "objective", "knobs")
     objective = parse_objective(given.get("objective", "balanced"))
     which = _which(given.get("knobs", "alpha"))
-    found = await service.keeping.studies.of(name, objective, which)
+    found = await service.keeping.studies.of(name, objective, which, service.model.manifest.version)
     return _json(_study(found, objective.text))
 
 

@@ -9,12 +9,14 @@ import { pressSample, showPicture, showSamples, takePictures } from './picture.j
 import { clearProblem, daring } from './refusal.js';
 import { drawScene, fitStage } from './scene.js';
 import { html, mark } from './svg.js';
+import { placeTags } from './tags.js';
 
 const LOWEST = 0.01;
+const BY_DEFAULT = 100; // what the service returns of a picture at most, if not asked for more
 const SURE = 0.3; // to begin with, what scores as much is always shown
 const SETTLED = 180; // milliseconds without a move of the slider
 const $ = (id) => document.getElementById(id);
-const state = { model: null, terms: null, evaluation: null, answer: null, picture: null, alpha: 0, threshold: SURE, chosen: null };
+const state = { model: null, terms: null, evaluation: null, answer: null, picture: null, alpha: 0, threshold: SURE, limit: {}, chosen: null };
 let underWay = new AbortController();
 let settling = 0;
 
@@ -32,6 +34,7 @@ async function start() {
   });
   ['show-masks', 'show-boxes'].forEach((id) => $(id).addEventListener('change', draw));
   $('preview').addEventListener('load', () => fitStage($('preview').naturalWidth, $('preview').naturalHeight));
+  new ResizeObserver(placeTags).observe($('stage'));
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
   showSamples(samples, takeSample);
   takePictures((blob, picture) => take(blob, picture));
@@ -52,6 +55,7 @@ function take(blob, picture) {
   showPicture(blob, picture);
   pressSample(picture.number ?? null);
   Object.assign(state, { blob, picture, answer: null, chosen: null, isNew: true });
+  state.limit = { top_k: state.model.detection.max_detections };
   draw();
   return ask();
 }
@@ -66,7 +70,7 @@ function ask() {
   return daring(async () => {
     document.body.classList.add('waiting');
     try {
-      state.answer = await detect(state.blob, { alpha: state.alpha, score_threshold: LOWEST }, signal);
+      state.answer = await find(signal);
       state.chosen = null;
       if (state.isNew && !state.thresholdIsTheirs) setThreshold(startFor(state.answer));
       state.isNew = false;
@@ -82,6 +86,18 @@ function ask() {
     }
     announce();
   });
+}
+
+/** Ask for all that the model returns; where that is refused, as masks of a huge picture may be, for what comes by default. */
+async function find(signal) {
+  const asked = () => detect(state.blob, { alpha: state.alpha, score_threshold: LOWEST, ...state.limit }, signal);
+  try {
+    return await asked();
+  } catch (error) {
+    if (!state.limit.top_k || !['masks', 'top_k'].includes(error.body?.field)) throw error;
+    state.limit = {}; // for this picture, at any alpha
+    return asked();
+  }
 }
 
 /** Ask for the same picture again, with a client's key and on its terms. */
@@ -125,7 +141,7 @@ function setThreshold(threshold) {
 /** What follows from the knobs alone. */
 function showKnobs() {
   showAlpha(state.alpha);
-  const query = { alpha: state.alpha, score_threshold: state.threshold };
+  const query = { alpha: state.alpha, score_threshold: state.threshold, ...state.limit };
   $('command').textContent = command(state.picture, { query, withKey: state.withKey }, document.baseURI);
   $('measured').textContent = measuredAt(state.evaluation, state.alpha);
 }
@@ -165,8 +181,11 @@ const objects = (count) => `${count} object${count === 1 ? '' : 's'}`;
 function summary(found) {
   const groups = ['many', 'medium', 'few'].map((group) => [group, found.filter((each) => each.shot_group === group).length]);
   const parts = groups.filter(([, count]) => count).map(([group, count]) => `${count} ${group}`);
-  const below = state.answer.detections.length - found.length;
-  return `${objects(found.length)}${parts.length ? `: ${parts.join(', ')}` : ''}${below ? `; ${below} below the lowest score` : ''}`;
+  const all = state.answer.detections.length;
+  const least = all === (state.limit.top_k ?? BY_DEFAULT) ? 'at least ' : ''; // as many as it may be: there may be more
+  const below = all - found.length;
+  if (!below) return `${least}${objects(all)}${parts.length ? `: ${parts.join(', ')}` : ''}`;
+  return `${objects(found.length)}${parts.length ? `: ${parts.join(', ')}` : ''}; ${least}${below} below the lowest score`;
 }
 
 /** What the bundle says of the model's precision, at the measured alpha that is nearest. */

@@ -3,15 +3,18 @@
 
 import { html, svg } from './svg.js';
 import { paintMask, prepare } from './runs.js';
+import { showTags } from './tags.js';
 
 const TALLEST = 0.72; // of the window
+const LONGEST = 12; // times the other side: what is longer is drawn out of proportion, so that there is something to see
 const $ = (id) => document.getElementById(id);
 
-/** Give the stage the picture's proportions, as large as it fits. */
+/** Give the stage the picture's proportions, within reason, as large as it fits. */
 export function fitStage(width, height) {
   const stage = $('stage');
-  stage.style.aspectRatio = `${width} / ${height}`;
-  stage.style.width = `min(100%, ${((TALLEST * innerHeight * width) / height).toFixed(0)}px)`;
+  const ratio = Math.max(1 / LONGEST, Math.min(LONGEST, width / height));
+  stage.style.aspectRatio = ratio;
+  stage.style.width = `min(100%, ${(TALLEST * innerHeight * ratio).toFixed(0)}px)`;
 }
 
 /** Draw detections over a picture of width x height; `chosen` is the number of the one that alone counts, or null. */
@@ -26,7 +29,7 @@ export function drawScene(detections, { width, height, chosen, masks, boxes }) {
   $('boxes').setAttribute('viewBox', `0 0 ${width} ${height}`);
   $('boxes').setAttribute('preserveAspectRatio', 'none');
   $('boxes').replaceChildren(...(boxes ? detections.map((each, number) => frame(each, aside(number))).reverse() : []));
-  $('tags').replaceChildren(...detections.map((each, number) => tag(each, number, { width, height, aside: aside(number) })).reverse());
+  showTags(detections.flatMap((each, number) => (aside(number) ? [] : tag(each, number, { width, height }))));
 }
 
 function frame({ box: [x1, y1, x2, y2], shot_group: group }, aside) {
@@ -34,11 +37,8 @@ function frame({ box: [x1, y1, x2, y2], shot_group: group }, aside) {
   return svg('g', { class: `${group} ${aside ? 'aside' : ''}` }, svg('rect', { class: 'halo', ...place }), svg('rect', place));
 }
 
-function tag({ box: [x1, y1], shot_group: group }, number, { width, height, aside }) {
-  const element = html('span', { class: `tag ${group} ${aside ? 'aside' : ''}` }, String(number + 1));
-  element.style.left = `min(${(100 * x1) / width}%, 100% - 24px)`;
-  element.style.top = `min(${(100 * y1) / height}%, 100% - 22px)`;
-  return element;
+function tag({ box: [x1, y1], shot_group: group }, number, { width, height }) {
+  return { element: html('span', { class: `tag ${group}` }, String(number + 1)), x: x1 / width, y: y1 / height };
 }
 
 function toneOf(group) {

@@ -13,9 +13,11 @@ from typer.testing import CliRunner, Result
 from service.__main__ import cli
 from service.app import create_app
 from service.database import connect
+from service.detector import Detector
+from service.model import Model
 from service.schemas import TradeoffResponse
 from service.settings import Settings
-from tests.service.fakes import FakeModel, picture
+from tests.service.fakes import FakeDetector, FakeModel, make_manifest, picture
 
 Run = Callable[..., Result]
 FEEDBACK = 60
@@ -177,7 +179,7 @@ def send_labels(url: str, key: str, truth: int) -> tuple[dict[str, object], int]
 
 def test_labels_tune_a_client_and_it_is_applied_with_an_entry(run: Run, url: str, tmp_path: Path) -> None:
     key = key_of(run("clients", "add", "shop", "--alpha", "0.5", "--alpha-max", "2"))
-    assert "none of its predictions has a label yet" in run("tune", "shop").output
+    assert "no model was served on this database yet" in run("tune", "shop").output
     found, accepted = send_labels(url, key, truth=1)
     assert accepted == FEEDBACK
     assert found["keep"] is None
@@ -197,6 +199,34 @@ def test_labels_tune_a_client_and_it_is_applied_with_an_entry(run: Run, url: str
     assert "tune overall" in run("clients", "show", "shop").output
     assert "Keep what you have" in run("tune", "shop", "--objective", "overall", "--apply").output
     assert "too few for this objective" in run("tune", "shop", "--objective", "few").output
+
+
+def another_classifier() -> FakeModel:
+    model = FakeModel()
+    model.manifest = make_manifest(name="another")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("begin_another", "reason"),
+    [(another_classifier, "none of its predictions by another"), (FakeDetector, "is a detector and takes no labels")],
+)
+def test_labels_of_a_former_model_set_nothing_once_another_is_served(
+    begin_another: Callable[[], Model | Detector], reason: str, run: Run, url: str
+) -> None:
+    key = key_of(run("clients", "add", "shop", "--alpha", "0.5"))
+    send_labels(url, key, truth=1)
+    assert "Run it again" in run("tune", "shop", "--objective", "overall").output
+    with TestClient(create_app(Settings(database_url=url), begin_another())) as served:
+        found = served.get(
+            "/clients/shop/tradeoff?objective=overall", headers={"Authorization": f"Bearer {key}"}
+        ).json()
+        version = served.get("/model").json()["version"]
+    assert (found["model_version"], found["labels"]) == (version, 0)
+    assert reason in found["keep"]
+    output = run("tune", "shop", "--objective", "overall", "--knobs", "both", "--apply").output
+    assert reason in output.replace("\n", " ")
+    assert "alpha 0.5" in run("clients", "list").output
 
 
 def test_a_change_reaches_a_running_service(run: Run, url: str) -> None:

@@ -66,8 +66,8 @@ class World:
         self.predictions.label(labels)
 
     def update(self) -> dict[str, float]:
-        self.recommendations.update()
-        return self.recommendations.alphas()
+        self.recommendations.update(MANIFEST.version)
+        return self.recommendations.alphas(MANIFEST.version)
 
 
 @pytest.fixture
@@ -153,10 +153,20 @@ def test_what_was_found_stays_while_the_database_is_away(world: World, monkeypat
     world.send("rescue", 60, plain_is_right=False)
     found = world.update()
 
-    def away() -> None:
+    def away(_: str) -> None:
         raise StoreUnavailable("gone", remedy="start it")
 
     monkeypatch.setattr(world.predictions, "label_counts", away)
     with pytest.raises(StoreUnavailable):
         world.update()
-    assert world.recommendations.alphas() == found
+    assert world.recommendations.alphas(MANIFEST.version) == found
+
+
+def test_labels_of_a_former_model_recommend_nothing_for_the_one_that_is_served(world: World) -> None:
+    world.add("rescue", alpha=0)
+    world.send("rescue", 60, plain_is_right=False)
+    assert world.update() == {"rescue": pytest.approx(2.0)}
+    assert world.recommendations.alphas("n" * 16) == {}  # at once, before anything is looked at again
+    world.recommendations.update("n" * 16)
+    assert world.recommendations.alphas("n" * 16) == {}
+    assert world.update() == {"rescue": pytest.approx(2.0)}

@@ -281,8 +281,8 @@ def test_labels_are_kept_the_last_one_wins_and_replay_finds_them(database: Datab
     store.label({ids[0]: 4})
     (found,) = store.labelled("shop", model="m" * 16, target="", limit=10)
     assert (found.label, found.candidates) == (4, bytes(10))
-    assert store.newest_labelled_model("shop") == "m" * 16
-    assert store.newest_labelled_model("nobody") is None
+    assert store.label_count("nobody", "m" * 16) is store.label_count("shop", "n" * 16) is None
+    assert store.label_counts("n" * 16) == {}
     assert store.labelled("shop", model="m" * 16, target="another", limit=10) == []
     counts = store.label_counts()
     assert {name: each.labels for name, each in counts.items()} == {"shop": 1, "other": 1}

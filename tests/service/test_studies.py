@@ -14,6 +14,7 @@ from service.policy_store import Client
 from service.prediction_store import LabelCount
 from service.studies import Studies
 
+MODEL = "m" * 16
 OVERALL, BALANCED = parse_objective("overall"), parse_objective("balanced")
 
 
@@ -30,10 +31,10 @@ class Stores:
             raise UnknownClient("There is no client of this name.")
         return Client(name, self.policy, 0.0, ())
 
-    def label_count(self, client: str) -> LabelCount:
+    def label_count(self, client: str, model: str) -> LabelCount:
         return self.labels
 
-    def newest_labelled_model(self, client: str) -> None:
+    def model(self, version: str) -> None:
         self.begun += 1
         assert self.gate.wait(10)
 
@@ -55,7 +56,7 @@ async def test_a_study_is_made_again_only_when_what_it_is_made_of_or_asked_for_h
     studies: Studies, stores: Stores
 ) -> None:
     async def begun() -> int:
-        assert (await studies.of("shop", OVERALL, "alpha")).client == "shop"
+        assert (await studies.of("shop", OVERALL, "alpha", MODEL)).client == "shop"
         return stores.begun
 
     assert [await begun(), await begun()] == [1, 1]
@@ -63,18 +64,20 @@ async def test_a_study_is_made_again_only_when_what_it_is_made_of_or_asked_for_h
     assert [await begun(), await begun()] == [2, 2]
     stores.policy = ClientPolicy(alpha=1)
     assert await begun() == 3
-    await studies.of("shop", BALANCED, "alpha")
-    await studies.of("shop", OVERALL, "both")
+    await studies.of("shop", BALANCED, "alpha", MODEL)
+    await studies.of("shop", OVERALL, "both", MODEL)
     assert stores.begun == 5
     assert await begun() == 5
+    await studies.of("shop", OVERALL, "alpha", "n" * 16)
+    assert stores.begun == 6
 
 
 async def test_as_many_as_are_remembered_and_no_more(studies: Studies, stores: Stores) -> None:
     for number in range(65):
-        await studies.of(f"client {number}", OVERALL, "alpha")
-    await studies.of("client 64", OVERALL, "alpha")
+        await studies.of(f"client {number}", OVERALL, "alpha", MODEL)
+    await studies.of("client 64", OVERALL, "alpha", MODEL)
     assert stores.begun == 65
-    await studies.of("client 0", OVERALL, "alpha")
+    await studies.of("client 0", OVERALL, "alpha", MODEL)
     assert stores.begun == 66
 
 
@@ -82,25 +85,25 @@ async def test_one_of_a_client_at_a_time_and_whoever_leaves_does_not_begin_anoth
     studies: Studies, stores: Stores
 ) -> None:
     stores.gate.clear()
-    first = asyncio.create_task(studies.of("shop", OVERALL, "alpha"))
+    first = asyncio.create_task(studies.of("shop", OVERALL, "alpha", MODEL))
     for _ in count():
         if stores.begun:
             break
         await asyncio.sleep(0.01)
     with pytest.raises(RateLimited, match="worked out already"):
-        await studies.of("shop", BALANCED, "both")
-    other = asyncio.create_task(studies.of("other", OVERALL, "alpha"))
+        await studies.of("shop", BALANCED, "both", MODEL)
+    other = asyncio.create_task(studies.of("other", OVERALL, "alpha", MODEL))
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     with pytest.raises(RateLimited):
-        await studies.of("shop", OVERALL, "alpha")
+        await studies.of("shop", OVERALL, "alpha", MODEL)
     assert stores.begun == 1
     stores.gate.set()
     assert (await other).client == "other"
-    assert (await studies.of("shop", OVERALL, "alpha")).client == "shop"
+    assert (await studies.of("shop", OVERALL, "alpha", MODEL)).client == "shop"
 
 
 async def test_what_fails_gives_its_place_back(studies: Studies) -> None:
     for _ in range(2):
         with pytest.raises(UnknownClient):
-            await studies.of("gone", OVERALL, "alpha")
+            await studies.of("gone", OVERALL, "alpha", MODEL)
