@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from shlex import quote
 from time import monotonic
 from types import FrameType
 from typing import Annotated, Literal, cast
@@ -124,7 +125,9 @@ def serve(  # noqa: PLR0917 - typer needs them so
 def triton(
     bundle: Annotated[Path, typer.Argument(help="the folder that `export` wrote")],
     repository: Annotated[Path, typer.Argument(help="Triton's model repository; made if need be")],
-    max_batch_size: Annotated[int, typer.Option(min=1, help="the largest batch that Triton may form")] = 32,
+    max_batch_size: Annotated[
+        int, typer.Option(min=1, max=2**31 - 1, help="the largest batch that Triton may form")
+    ] = 32,
 ) -> None:
     """Write a bundle's model into a model repository of NVIDIA Triton."""
     try:
@@ -132,7 +135,7 @@ def triton(
     except BundleError as error:
         typer.echo(f"evenkeel writes nothing: {error}", err=True)
         sys.exit(2)
-    typer.echo(f"{folder} is written. Serve it: tritonserver --model-repository={repository}")
+    typer.echo(f"{folder} is written. Serve it: tritonserver --model-repository={quote(str(repository))}")
 
 
 class DrainingServer(uvicorn.Server):

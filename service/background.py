@@ -8,6 +8,8 @@ from service.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
+_AWAY = "the database is away"
+
 
 class Background:
     """Does some work every so often, until it is stopped; what goes wrong is logged, and the work goes on.
@@ -24,7 +26,7 @@ class Background:
         self._at_the_end = at_the_end
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._failing = False
+        self._failing = ""
 
     def start(self) -> None:
         """Begin."""
@@ -44,15 +46,17 @@ class Background:
         try:
             self._work()
         except StoreUnavailable as error:
-            if not self._failing:  # once, not every time
+            if self._failing != _AWAY:  # once, not every time
                 logger.warning("%s: %s", self._name, error)
-            self._failing = True
-        except Exception:
-            logger.exception("%s failed", self._name)
+            self._failing = _AWAY
+        except Exception as error:
+            if self._failing != repr(error):
+                logger.exception("%s failed", self._name)
+            self._failing = repr(error)
         else:
             if self._failing:
-                logger.warning("%s: the database answers again", self._name)
-            self._failing = False
+                logger.warning("%s: it works again", self._name)
+            self._failing = ""
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval):

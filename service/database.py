@@ -61,13 +61,27 @@ def check_url(url: str) -> str:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise ValueError("a database's address looks like sqlite:///state/evenkeel.sqlite; correct it") from error
-    if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
+    except (ArgumentError, ValueError) as error:  # the latter for a port that is no number
+        raise ValueError(
+            "a database's address looks like sqlite:///state/evenkeel.sqlite or "
+            "postgresql://user:password@host:5432/evenkeel; correct it"
+        ) from error
+    if parsed.get_backend_name() == "sqlite":
+        _refuse_strange_sqlite(parsed)
+    elif parsed.get_backend_name() != "postgresql":
         raise ValueError(f"a database must be sqlite or postgresql, got {parsed.get_backend_name()!r}; change it")
-    if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
-        raise ValueError("SQLite needs a file here, as several threads and processes share it; name one")
+    elif "@" in (parsed.host or ""):  # else a piece of the password would be looked up, and logged
+        raise ValueError("a user or password that holds '@', ':' or '/' is written with %40, %3A or %2F; change it")
     return url
+
+
+def _refuse_strange_sqlite(url: URL) -> None:
+    if url.drivername not in {"sqlite", "sqlite+pysqlite"}:
+        raise ValueError(f"SQLite is reached by Python's own driver alone, got {url.drivername!r}; write sqlite:///...")
+    if url.username or url.password or url.host or url.port or url.query:
+        raise ValueError("SQLite takes a file and nothing else: sqlite:/// and its path, which may begin with /")
+    if url.database in {None, "", ":memory:"}:
+        raise ValueError("SQLite needs a file here, as several threads and processes share it; name one")
 
 
 def connect(url: str) -> Engine:
@@ -205,7 +219,8 @@ def migrate(engine: Engine) -> None:
         OSError: a newer release has brought them further than this one knows.
     """
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    folder = Path(__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
     if engine.dialect.name == "sqlite":
         _make_file(_path(engine))
     scripts = ScriptDirectory.from_config(config)

@@ -41,6 +41,15 @@ def can_be_id(text: str) -> bool:
     return bool(re.fullmatch("[0-9a-f]{12}", text))
 
 
+def without_keys(text: str) -> str:
+    """Return the text with what looks like a key, or much of one, left out.
+
+    >>> without_keys("/clients/shop/keys/" + new_key())
+    '/clients/shop/keys/ek_...'
+    """
+    return re.sub(rf"{PREFIX}[A-Za-z0-9_-]{{8,}}", f"{PREFIX}...", text)
+
+
 def can_match(expected: str) -> bool:
     """Return whether there may be a key that `matches` what is expected.
 

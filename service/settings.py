@@ -139,8 +139,16 @@ class Settings(BaseSettings):
     @field_validator("otlp_endpoint")
     @classmethod
     def _an_address_that_can_be_sent_to(cls, endpoint: str | None) -> str | None:
-        if endpoint is not None and not re.match(r"https?://[^/\s]", endpoint, re.IGNORECASE):
-            raise ValueError(f"must be an address such as http://collector:4318/v1/traces, and is {endpoint!r}")
+        if endpoint is None:
+            return None
+        address, *rest = re.split("[?#]", endpoint)
+        if rest:  # which the exporter logs whenever it reaches nobody
+            raise ValueError(
+                "must end with the path; put what the collector wants as a secret into OTEL_EXPORTER_OTLP_HEADERS"
+            )
+        if not re.match(r"https?://[^/\s]", address, re.IGNORECASE):
+            shown = address.rpartition("@")[2]
+            raise ValueError(f"must be an address such as http://collector:4318/v1/traces, and is {shown!r}")
         return endpoint
 
     @field_validator("admin_key")

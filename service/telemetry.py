@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, Literal, NamedTuple, Self
 
+from service.keys import without_keys
+
 Headers = list[tuple[bytes, bytes]]
 
 access = logging.getLogger("service.access")
@@ -129,16 +131,21 @@ def note_times(times: Times) -> None:
 
 
 def log_access(exchange: Exchange, method: str, path: str, status: int, seconds: float) -> None:
-    """Write the line of one request."""
+    """Write the line of one request; a key that was put into the path by mistake is not in it."""
+    path = without_keys(path)
     fields: dict[str, Any] = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
     access.info("%s %s %d in %.1f ms", method, path, status, seconds * 1e3, extra={"fields": fields})
 
 
 def log_to_stderr(level: str, form: Literal["text", "json"]) -> None:
-    """Have everything logged on standard error, a line each, as text or as JSON objects."""
+    """Have everything logged on standard error, a line each, as text or as JSON objects; nobody else's debugging."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[lines], force=True)
+    if level == "debug":  # others say then what pictures and addresses hold
+        logging.getLogger().setLevel(logging.INFO)
+    for name in ("service", "__main__"):
+        logging.getLogger(name).setLevel(level.upper())
     logging.captureWarnings(True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients get wrong is answered, not logged
 

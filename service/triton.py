@@ -10,6 +10,7 @@ Source: NVIDIA, Triton Inference Server, *Model Configuration*.
 """
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from service.bundle import Bundle, BundleError, Manifest
@@ -47,7 +48,7 @@ def triton_config(manifest: Manifest, max_batch_size: int) -> str:
 
 
 def write_triton_model(bundle: Bundle, repository: Path, *, max_batch_size: int) -> Path:
-    """Write the model into a model repository, and return its folder.
+    """Write the model into a model repository, whole or not at all, and return its folder.
 
     Raises:
         BundleError: it is a detector, or the repository has a model of that name already, or cannot be written.
@@ -61,11 +62,15 @@ def write_triton_model(bundle: Bundle, repository: Path, *, max_batch_size: int)
     source = bundle.model_path("fp32")
     assert source is not None, "every bundle has an fp32 model"
     try:
-        (folder / "1").mkdir(parents=True)
-        shutil.copyfile(source, folder / "1" / "model.onnx")
-        (folder / "config.pbtxt").write_text(triton_config(bundle.manifest, max_batch_size))
-    except FileExistsError as error:
-        raise BundleError(f"{folder} is there already; remove it, or choose another repository") from error
+        repository.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=repository) as staging:
+            whole = Path(staging) / folder.name
+            (whole / "1").mkdir(parents=True)
+            shutil.copyfile(source, whole / "1" / "model.onnx")
+            (whole / "config.pbtxt").write_text(triton_config(bundle.manifest, max_batch_size))
+            if folder.exists() or folder.is_symlink():
+                raise BundleError(f"{folder} is there already; remove it, or choose another repository")
+            whole.rename(folder)
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error}") from error
     return folder

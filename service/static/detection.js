@@ -184,8 +184,8 @@ function summary(found) {
   const all = state.answer.detections.length;
   const least = all === (state.limit.top_k ?? BY_DEFAULT) ? 'at least ' : ''; // as many as it may be: there may be more
   const below = all - found.length;
-  if (!below) return `${least}${objects(all)}${parts.length ? `: ${parts.join(', ')}` : ''}`;
-  return `${objects(found.length)}${parts.length ? `: ${parts.join(', ')}` : ''}; ${least}${below} below the lowest score`;
+  const what = `${objects(found.length)}${parts.length ? `: ${parts.join(', ')}` : ''}`;
+  return below ? `${what}; ${least}${below} below the lowest score` : `${least}${what}`;
 }
 
 /** What the bundle says of the model's precision, at the measured alpha that is nearest. */

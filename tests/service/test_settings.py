@@ -45,6 +45,13 @@ def test_an_admin_key_is_written_as_itself_or_as_its_hash_and_not_told() -> None
     assert "swordfish" not in what_is_wrong(refused.value)
 
 
+@pytest.mark.parametrize("endpoint", ["http://c:4318/v1/traces?token=swordfish", "user:swordfish@c:4318/v1/traces"])
+def test_secrets_in_a_collectors_address_are_refused_where_they_would_be_logged_and_not_told(endpoint: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(otlp_endpoint=endpoint)
+    assert "swordfish" not in what_is_wrong(refused.value)
+
+
 def test_all_that_is_wrong_is_told_in_one_line_by_the_variables_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVENKEEL_DATABASE_URL", "mysql://x/y")
     monkeypatch.setenv("EVENKEEL_PORT", "-1")

@@ -1,5 +1,6 @@
 """Policies, predictions and labels in both databases, for real."""
 
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
+from service import database as database_module
 from service import prediction_store
 from service.app import create_app
 from service.clients import ClientPolicy, Owner
@@ -535,11 +537,28 @@ def test_a_folder_that_cannot_be_written_is_an_error_when_it_is_used(tmp_path: P
         ("nonsense", "a database's address looks like"),
         ("mysql://localhost/x", "must be sqlite or postgresql, got 'mysql'"),
         ("sqlite://", "SQLite needs a file"),
+        ("sqlite+aiosqlite:////tmp/x.sqlite", "Python's own driver alone"),
+        ("sqlite://u:swordfish@host/x.sqlite", "a file and nothing else"),
+        ("sqlite:////tmp/x.sqlite?mode=ro", "a file and nothing else"),
+        ("postgresql://u:swordfish@host:port/x", "a database's address looks like"),
+        ("postgresql://u:p@swordfish@host/x", "with %40"),
+        ("postgresql://u:p@swordfish:x@host/x", "a database's address looks like"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused(url: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         check_url(url)
+    assert "swordfish" not in str(refused.value)
+
+
+def test_the_tables_are_made_wherever_the_package_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "100% of %(all)s"
+    shutil.copytree(Path(database_module.__file__).parent / "migrations", folder / "migrations")
+    monkeypatch.setattr(database_module, "__file__", str(folder / "database.py"))
+    database = Database(f"sqlite:///{tmp_path / 'evenkeel.sqlite'}")
+    database.migrate()
+    assert PolicyStore(database).clients() == []
+    database.close()
 
 
 def test_a_file_that_is_removed_is_noticed_and_made_again_and_nothing_is_acknowledged_meanwhile(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import re
@@ -8,10 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.errors import DeadlineExceeded
+from service.keys import new_key
 from service.settings import Settings
 from service.telemetry import Exchange, Trace, continued, log_to_stderr
 from service.tracing import Tracing, TracingUnavailable
@@ -171,6 +174,8 @@ def root_logger() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    for name in ("service", "__main__"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def test_log_lines_as_json_bear_id_trace_and_traceback(root_logger: None, capsys: Any) -> None:
@@ -199,6 +204,27 @@ def test_no_log_line_is_ended_or_coloured_by_what_it_tells_of(root_logger: None,
     logging.getLogger("service.access").info("GET %s", "/clients/x\n2026 INFO forged\x1b[31m\x00 ünal")
     (line,) = capsys.readouterr().err.splitlines()
     assert r"GET /clients/x\n2026 INFO forged\x1b[31m\x00 ünal" in line
+
+
+def test_debugging_tells_what_the_service_says_and_not_what_pictures_hold(root_logger: None, capsys: Any) -> None:
+    log_to_stderr("debug", "text")
+    logging.getLogger("service.x").debug("hello")
+    described = Image.Exif()
+    described[0x010E] = "a secret"  # ImageDescription
+    written = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(written, "JPEG", exif=described)
+    with Image.open(written) as image:
+        assert image.getexif()[0x010E] == "a secret"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "DEBUG service.x: hello" in line
+
+
+def test_a_key_in_a_path_is_not_logged(make_client: MakeClient, caplog: Any) -> None:
+    key = new_key()
+    with caplog.at_level(logging.INFO, "service.access"):
+        make_client(access_log=True).delete(f"/clients/shop/keys/{key}")
+    assert caplog.records[-1].fields["path"] == "/clients/shop/keys/ek_..."
+    assert key not in caplog.text
 
 
 def test_the_access_log_has_a_line_for_each_request(make_client: MakeClient, caplog: Any) -> None:

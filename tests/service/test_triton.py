@@ -3,7 +3,9 @@
 tests/end_to_end/test_triton_server.py asks a server.
 """
 
+import errno
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +67,45 @@ def test_the_model_is_the_bundles_to_the_byte(bundle: Bundle, tmp_path: Path) ->
         write_triton_model(bundle, tmp_path / "repository", max_batch_size=8)
 
 
+def test_a_model_that_is_there_stays_as_it_is_also_where_it_lies_behind_a_link(bundle: Bundle, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    (repository / "tiny" / "2").mkdir(parents=True)
+    (repository / "tiny" / "config.pbtxt").write_text("mine")
+    with pytest.raises(BundleError, match="is there already"):
+        write_triton_model(bundle, repository, max_batch_size=8)
+    assert sorted(path.name for path in repository.rglob("*")) == ["2", "config.pbtxt", "tiny"]
+    assert (repository / "tiny" / "config.pbtxt").read_text() == "mine"
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for target in (repository / "tiny", tmp_path / "gone"):
+        (linked / "tiny").unlink(missing_ok=True)
+        (linked / "tiny").symlink_to(target)
+        with pytest.raises(BundleError, match="is there already"):
+            write_triton_model(bundle, linked, max_batch_size=8)
+    assert [path.name for path in linked.iterdir()] == ["tiny"]
+
+
+def test_what_cannot_be_written_whole_is_not_written(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", full)
+        with pytest.raises(BundleError, match="No space left"):
+            write_triton_model(bundle, tmp_path / "repository", max_batch_size=8)
+    assert list((tmp_path / "repository").iterdir()) == []
+    write_triton_model(bundle, tmp_path / "repository", max_batch_size=8)
+
+
 def test_the_command_says_where_it_lies_and_refuses_a_damaged_bundle(bundle: Bundle, tmp_path: Path) -> None:
     command = ["triton", str(bundle.path), str(tmp_path / "repository")]
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
     assert str(tmp_path / "repository" / "tiny") in result.output
+    assert CliRunner().invoke(cli, [*command, "--max-batch-size", str(2**31)]).exit_code == 2
     (bundle.path / "model.onnx").write_bytes(b"damaged")
     damaged = CliRunner().invoke(cli, command)
     assert damaged.exit_code == 2
