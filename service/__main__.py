@@ -5,19 +5,22 @@ turns readiness off, then waits, then closes the door, answers what was accepted
 most `service.app.LONGEST_END` seconds after `drain_delay` and `shutdown_timeout`. Before it serves it exits at once.
 """
 
+import signal
 import sys
 
 from service.ending import early, leave
 
-if __name__ == "__main__" and sys.argv[1:2] == ["serve"]:
-    early.hear()  # before what is imported below, which takes a second
+if __name__ == "__main__":  # before what is imported below, which takes a second
+    if sys.argv[1:2] == ["serve"]:
+        early.hear()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is begun that would be left undone
 
 import asyncio
 import gc
 import logging
 import math
 import os
-import signal
 import socket
 from pathlib import Path
 from shlex import quote
@@ -236,6 +239,8 @@ def _have_garbage_looked_for_seldom() -> None:
 
 def main() -> None:
     """Run the command line."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     cli(prog_name="evenkeel-service")
 
 

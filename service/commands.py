@@ -6,9 +6,10 @@ every running process within two seconds.
 
 import getpass
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -31,7 +32,7 @@ from service.tuning import apply, study
 
 clients = typer.Typer(no_args_is_help=True, help="Who may ask, on what terms, with which keys.")
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False)
 
 _NAMES: TypeAdapter[str] = TypeAdapter(ClientName)
 
@@ -68,7 +69,7 @@ def add(  # noqa: PLR0917 - typer needs them so
             rule = "use up to 64 letters, digits, '.', '_' and '-', and neither 'anonymous' nor 'other'"
             _refuse(f"{name!r} is no client's name; {rule}")
         policy = read_policy(given)
-        _show_key(policies.add(name, policy, who=_who()))
+        _show_key(name, policies.add(name, policy, who=_who()))
         _warn_of_misfit(policy, predictions)
 
 
@@ -79,10 +80,10 @@ def list_() -> None:
         table = Table("client", "policy", "valid keys")
         for client in policies.clients():
             policy = client.policy.model_dump(exclude_none=True, exclude={"target_distribution"})
-            shown = ", ".join(f"{field} {value:g}" for field, value in policy.items())
-            shown += ", with a target distribution" if client.policy.target_distribution else ""
+            shown = [f"{field} {value:g}" for field, value in policy.items()]
+            shown += ["a target distribution"] if client.policy.target_distribution else []
             keys = ", ".join(key.id for key in client.keys if key.revoked_at is None)
-            table.add_row(client.name, shown or "the model's", keys)
+            table.add_row(client.name, ", ".join(shown) or "the model's", keys)
         console.print(table)
 
 
@@ -96,7 +97,7 @@ def show(name: Name) -> None:
             end = "" if key.revoked_at is None else f", revoked {_time(key.revoked_at)}"
             console.print(f"key {key.id}, made {_time(key.created_at)}{end}")
         for change in policies.changes(name):
-            console.print(_told(change), markup=False)
+            console.print(_told(change))
 
 
 @clients.command()
@@ -107,7 +108,7 @@ def changes(
     """Show the newest changes of a client, even of one that is removed, or of all."""
     with _stores() as (policies, _):
         for change in policies.changes(name, limit):
-            console.print(f"{change.client}  {_told(change)}", markup=False)
+            console.print(f"{change.client}  {_told(change)}")
 
 
 @clients.command("set")
@@ -124,7 +125,10 @@ def set_(  # noqa: PLR0917 - typer needs them so
 ) -> None:
     """Change some fields of a client's policy."""
     with _stores() as (policies, predictions):
-        policy = policies.set(name, _given(locals()) | dict.fromkeys(unset or ()), who=_who())
+        given = _given(locals())
+        if both := sorted(given.keys() & set(unset or ())):
+            _refuse(f"{', '.join(both)}: given and unset at once; do one of them")
+        policy = policies.set(name, given | dict.fromkeys(unset or ()), who=_who())
         console.print_json(data=policy.model_dump(mode="json"))
         _warn_of_misfit(policy, predictions)
 
@@ -135,7 +139,7 @@ def rotate(
 ) -> None:
     """Make a new key, show it this once, and revoke the others."""
     with _stores() as (policies, _):
-        _show_key(policies.rotate(name, keep=keep, who=_who()))
+        _show_key(name, policies.rotate(name, keep=keep, who=_who()))
 
 
 @clients.command()
@@ -235,6 +239,8 @@ def _stores() -> Iterator[tuple[PolicyStore, PredictionStore]]:
     except ServiceError as error:
         given = "" if error.value is None else f" Given: {error.value!r}."
         _refuse(f"{error.message}{given} {error.remedy or ''}".strip())
+    except OSError as error:
+        _refuse(f"what was to be shown cannot be written: {error}")
     finally:
         database.close()
 
@@ -262,8 +268,11 @@ def _warn_of_misfit(policy: ClientPolicy, predictions: PredictionStore) -> None:
         typer.echo(f"evenkeel: {error.message} While {manifest.name} is served its requests get 409.", err=True)
 
 
-def _show_key(key: str) -> None:
-    console.print(f"{key}\nKeep it: it is kept hashed here, and shown this once.")
+def _show_key(name: str, key: str) -> None:
+    try:
+        print(f"{key}\nKeep it: it is kept hashed here, and shown this once.", flush=True)  # noqa: T201 - to the letter
+    except OSError as error:
+        _refuse(f"{name} has a new key, which cannot be shown: {error}; make another with `clients rotate {name}`")
 
 
 def _who() -> str:
@@ -284,4 +293,7 @@ def _time(seconds: float) -> str:
 
 def _refuse(reason: str) -> NoReturn:
     typer.echo(f"evenkeel: {reason}", err=True)
-    sys.exit(2)
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.exit(2)
+    os._exit(2)  # what it could not write Python would try to write once more, and complain

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +66,17 @@ def test_keys_are_rotated(run: Run) -> None:
     assert "revoked" in run("clients", "show", "shop").output
 
 
+def test_a_key_that_cannot_be_shown_is_said_to_be_there_and_how_to_make_another(run: Run) -> None:
+    run("clients", "add", "shop")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "service", "clients", "rotate", "shop"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("evenkeel: shop has a new key, which cannot be shown: ")
+    assert line.endswith("make another with `clients rotate shop`")
+
+
 def test_one_key_is_revoked_and_the_others_stay(run: Run) -> None:
     run("clients", "add", "shop")
     run("clients", "rotate", "shop", "--keep")
@@ -120,6 +133,7 @@ def test_a_policy_that_does_not_fit_the_model_served_last_is_kept_with_a_warning
         (("clients", "add", "anonymous"), "neither 'anonymous' nor 'other'"),
         (("clients", "add", "shop", "--alpha", "3", "--alpha-max", "1"), "alpha_min <= alpha <= alpha_max"),
         (("clients", "set", "gone", "--alpha", "1"), "There is no client of this name. Given: 'gone'."),
+        (("clients", "set", "gone", "--alpha", "1", "--unset", "alpha"), "alpha: given and unset at once"),
         (("clients", "rotate", "gone"), "There is no client of this name"),
         (("tune", "gone"), "There is no client of this name"),
         (("clients", "show", "\udcff"), "There is no client of this name. Given: '?'."),
