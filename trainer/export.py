@@ -6,7 +6,7 @@ alphas; else there is no bundle.
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
 from service.bundle import (
@@ -40,6 +41,7 @@ from service.bundle import (
     write_bundle,
 )
 from trainer.checkpoint import Checkpoint, finished_checkpoint
+from trainer.config import explain
 from trainer.errors import TrainerError
 from trainer.explain import NoActivationMaps, activation_maps
 from trainer.graph import INPUTS, OUTPUTS, ServingGraph
@@ -74,7 +76,9 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
     checkpoint = finished_checkpoint(folder)
     evaluation, evaluated = _measured(folder, direction), _evaluated(folder)
     target = output or Path("bundles") / checkpoint.recipe.name
-    refuse_unfit(target)
+    with writing_bundle(target):  # before the work of making it
+        refuse_unfit_target(target)
+        draft = describe(checkpoint, evaluation, direction)
     precisions: tuple[Precision, ...] = ("fp32", "fp16") if fp16 else ("fp32",)
     parity = expected_outputs(checkpoint, direction)
     with tempfile.TemporaryDirectory() as scratch, console.status("exporting to ONNX") as status:
@@ -84,12 +88,11 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
             files[precision] = Path(scratch) / f"{precision}.onnx"
             export_onnx(serving_graph(checkpoint, direction, half=precision == "fp16"), parity, files[precision])
             check_parity(files[precision], parity, precision)
-        bundle = written_bundle(
-            target,
-            describe(checkpoint, evaluation, direction),
-            models=files,
-            files={PARITY_FILE: parity.to_bytes(), **evaluated, **_classifier(checkpoint, direction)},
-        )
+        maps = _classifier(checkpoint, direction)
+        with writing_bundle(target):
+            bundle = write_bundle(
+                target, draft, models=files, files={PARITY_FILE: parity.to_bytes(), **evaluated, **maps}
+            )
     console.print(
         f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {target}; parity with PyTorch holds at "
         f"batch sizes {', '.join(map(str, PARITY_BATCH_SIZES))}. Serve it: python -m service serve {target}",
@@ -98,32 +101,15 @@ def export_run(folder: Path, output: Path | None, *, direction: str, fp16: bool)
     return bundle
 
 
-def written_bundle(
-    target: Path, draft: ManifestDraft, *, models: Mapping[Precision, Path], files: Mapping[str, Path | bytes]
-) -> Bundle:
-    """Write the bundle whole or not at all.
-
-    Raises:
-        TrainerError: the folder cannot be written or holds something else, or a content does not fit the schema.
-    """
-    with _writing_bundle(target):
-        return write_bundle(target, draft, models=models, files=files)
-
-
-def refuse_unfit(target: Path) -> None:
-    """Check that a bundle can be written there, before the work of making it.
-
-    Raises:
-        TrainerError: the folder cannot be written or holds something else.
-    """
-    with _writing_bundle(target):
-        refuse_unfit_target(target)
-
-
 @contextmanager
-def _writing_bundle(target: Path) -> Iterator[None]:
+def writing_bundle(target: Path) -> Iterator[None]:
+    """Turn what keeps a bundle from being written, in its folder or its manifest, into a ``TrainerError``."""
     try:
         yield
+    except ValidationError as error:
+        raise TrainerError(
+            f"no bundle can hold this run: {explain(error)}; mend that in the data or the recipe, and train again"
+        ) from error
     except OSError as error:
         raise TrainerError(f"--output {target}: cannot be written ({error.strerror}); name another folder") from error
     except (BundleError, ValueError) as error:

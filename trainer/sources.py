@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, disable_progress_bars, load_dataset
 from datasets.exceptions import DatasetsError
-from pydantic import ValidationError
 
-from service.bundle import ClassInfo
+from trainer.class_names import fault_of_class_name
 from trainer.config import DataConfig, Lists
 from trainer.errors import TrainerError
 from trainer.progress import console
@@ -249,11 +248,8 @@ def _check_names(names: list[str]) -> None:
             raise TrainerError(
                 f"data.source: class name {name!r} occurs twice, for {names.index(name)} and {index}; rename one"
             )
-        try:
-            ClassInfo.of(name, train_count=1)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise TrainerError(f"data.source: name {name!r} of class {index}: {reason}") from error
+        if fault := fault_of_class_name(name):
+            raise TrainerError(f"data.source: name {name!r} of class {index}: {fault}")
 
 
 def _check_labels(table: Table, num_classes: int, why: str) -> None:

@@ -139,4 +139,10 @@ def test_what_cannot_be_exported_is_said_before_anything_is_exported(
         export_run(finished_run, tmp_path / "file" / "bundle", direction="ema", fp16=False)
     with pytest.raises(TrainerError, match="it is no bundle"):
         export_run(finished_run, finished_run, direction="ema", fp16=False)
+    checkpoint = finished_checkpoint(finished_run)
+    monkeypatch.setattr(export, "finished_checkpoint", lambda folder: replace(checkpoint, class_names=["\x1b"] * 10))
+    with pytest.raises(
+        TrainerError, match=r"^no bundle can hold this run: .* got '\\x1b'; clean the name; mend .*again$"
+    ):
+        export_run(finished_run, tmp_path / "bundle", direction="ema", fp16=False)
     assert np.load(finished_run / "tradeoff.npz")["overall"].size, "the run is as it was"

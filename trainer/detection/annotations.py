@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypeIs
 
+from trainer.class_names import fault_of_class_name
 from trainer.detection.faults import Faults
 from trainer.detection.masks import run_lengths
 from trainer.errors import TrainerError
@@ -221,8 +222,10 @@ def _refuse_twice(file: Path, key: str, name: str, values: list[Any]) -> None:
 
 def _category(file: Path, raw: Raw) -> Category:
     number, name, frequency = _whole(file, raw, "id", "a category"), raw.get("name"), raw.get("frequency")
-    if not _is_text(name) or not name.strip():
-        raise _refused(file, f"category {number}: name must be text, got {name!r}")
+    if not isinstance(name, str):
+        raise _refused(file, f"category {number}: name must be text, got {name!r:.80}")
+    if fault := fault_of_class_name(name.strip()):
+        raise _refused(file, f"category {number}: name {name!r:.80}: {fault}")
     if frequency not in (None, "r", "c", "f"):
         raise _refused(file, f"category {number}: frequency must be r, c or f, got {frequency!r}")
     return Category(number, name.strip(), frequency)

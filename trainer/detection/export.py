@@ -22,6 +22,8 @@ from service.bundle import (
     DetectionSpec,
     ManifestDraft,
     TdeSpec,
+    refuse_unfit_target,
+    write_bundle,
 )
 from trainer.checkpoint import Checkpoint
 from trainer.detection.checkpoints import finished_detection_checkpoint
@@ -31,7 +33,7 @@ from trainer.detection.parity import check_detections, expected_detections, expo
 from trainer.detection.recipe import DetectionRecipe
 from trainer.detection.runs import restore_detector
 from trainer.errors import TrainerError
-from trainer.export import refuse_damaged, refuse_unfit, written_bundle
+from trainer.export import refuse_damaged, writing_bundle
 from trainer.progress import console
 from trainer.runs import PLOT_FILE, read_evaluation
 
@@ -56,8 +58,9 @@ def export_detector(folder: Path, output: Path | None, *, direction: str = DIREC
     evaluation = read_evaluation(folder)
     recipe = checkpoint.recipe
     target, evaluated = output or Path("bundles") / recipe.name, _evaluated(folder)
-    refuse_unfit(target)
-    draft = describe_detector(checkpoint, evaluation)
+    with writing_bundle(target):
+        refuse_unfit_target(target)
+        draft = describe_detector(checkpoint, evaluation)
     assert draft.detection is not None
     with tempfile.TemporaryDirectory() as scratch, console.status("exporting to ONNX"):
         graph = DetectionGraph(restore_detector(checkpoint, torch.device("cpu"))).eval()
@@ -65,9 +68,10 @@ def export_detector(folder: Path, output: Path | None, *, direction: str = DIREC
         file = Path(scratch) / "model.onnx"
         export_graph(graph, recipe.input.height, recipe.input.width, file)
         parity = check_detections(file, expected, draft.detection)
-        bundle = written_bundle(
-            target, draft, models={"fp32": file}, files={PARITY_FILE: parity.to_bytes(), **evaluated}
-        )
+        with writing_bundle(target):
+            bundle = write_bundle(
+                target, draft, models={"fp32": file}, files={PARITY_FILE: parity.to_bytes(), **evaluated}
+            )
     console.print(
         f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {target}; parity with PyTorch holds in "
         f"{len(parity.images)} of {len(expected.images)} pictures. Serve it: python -m service serve {target}",

@@ -23,7 +23,8 @@ from trainer.detection.masks import Outline
 from trainer.errors import TrainerError, writing
 from trainer.progress import console
 
-VERSION = 3
+VERSION = 4
+"""Of the packed form, and of what is refused: what an earlier version packed is packed anew."""
 INDEX_FILE = "index.json"
 
 

@@ -223,3 +223,17 @@ def test_a_graph_that_differs_from_pytorch_makes_no_bundle(
 def test_a_detector_has_one_direction(run: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="--direction 'dataset_mean': must be ema for a detector"):
         export_detector(run, tmp_path / "bundle", direction="dataset_mean")
+
+
+def test_a_run_that_no_bundle_can_hold_is_refused_in_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "export_graph", pytest.fail)
+    folder = shutil.copytree(run, tmp_path / "run")
+    checkpoint = detection_checkpoint(folder)
+    checkpoint.class_names[1] = "a\nb"
+    save_checkpoint(checkpoint, folder)
+    with pytest.raises(
+        TrainerError, match=r"^no bundle can hold this run: .* got 'a\\nb'; clean the name; mend .*again$"
+    ):
+        export_detector(folder, tmp_path / "bundle")
