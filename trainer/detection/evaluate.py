@@ -69,11 +69,11 @@ def alpha_grid(span: AlphaConfig, steps: int, others: list[float]) -> list[float
     return sorted({0.0, *even, *others})
 
 
-def table_of(report: dict[str, Any]) -> RichTable:
-    """Show a report at alpha 0, at the default, and where the AP of masks is highest: that one for information only."""
+def table_of(report: dict[str, Any], extra_alphas: list[float]) -> RichTable:
+    """Show a report at alpha 0, at the default, at extra alphas, and, for information, where masks' AP is highest."""
     curve = report["curve"]
     best = int(np.argmax([-1.0 if value is None else value for value in curve["mask"]["AP"]]))
-    shown = sorted({curve["alpha"].index(0.0), curve["alpha"].index(report["alpha"]), best})
+    shown = sorted({best, *(curve["alpha"].index(alpha) for alpha in (0.0, report["alpha"], *extra_alphas))})
     table = RichTable(title=f"{report['pictures']} {report['split']} pictures, in %")
     for heading in ("alpha", "", *MEASURES):
         table.add_column(heading, justify="right")
@@ -81,5 +81,5 @@ def table_of(report: dict[str, Any]) -> RichTable:
         for kind in KINDS:
             values = [curve[kind][name][place] for name in MEASURES]
             numbers = ["-" if value is None else f"{100 * value:.1f}" for value in values]
-            table.add_row(f"{curve['alpha'][place]:.3g}", kind, *numbers)
+            table.add_row(f"{curve['alpha'][place]:g}", kind, *numbers)
     return table

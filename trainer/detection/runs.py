@@ -148,7 +148,7 @@ def _evaluate(
                 np.array([one.size for one in samples], np.float32),
             )
             np.savez_compressed(folder / SAMPLES_FILE, images=images, sizes=sizes)
-    print_table(table_of(report))
+    print_table(table_of(report, extra_alphas))
     console.print(
         f"default alpha {report['alpha']:.3g}, chosen by {report['chosen_by']}; written to {evaluation}", soft_wrap=True
     )

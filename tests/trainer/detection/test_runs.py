@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,15 @@ def test_a_run_is_gone_on_with_by_the_same_recipe_alone(run: Path, pictures: Pat
         train_detector(tiny_recipe(pictures), run, device_name="cpu", resume=False)
     with pytest.raises(TrainerError, match=r"another recipe \(detector.head.tau: 16.0 then, 8.0 now\)"):
         train_detector(tiny_recipe(pictures, "detector.head.tau=8"), run, device_name="cpu", resume=True)
+
+
+def test_the_table_shows_the_alphas_that_were_asked_for(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    evaluate_detector_run(folder, data=None, device_name="cpu", alphas=[0.625, 2.0], split="test", steps=3)
+    said = capsys.readouterr().err
+    assert {"0", "0.625", "2", "1.5"} <= set(re.findall(r"[│ ]+([\d.]+) +│ +box ", said)), said
 
 
 def test_both_splits_can_be_evaluated_at_more_alphas(run: Path, tmp_path: Path) -> None:
