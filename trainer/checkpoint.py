@@ -23,7 +23,7 @@ from trainer.errors import TrainerError
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT_VERSION = "1"
 MOMENTUM = "momentum_buffer"
-EXTRA_TENSORS = ("dataset_mean", "sample_images", "sample_sizes")
+EXTRA_TENSORS = ("dataset_mean", "sample_images", "sample_sizes", "training_rows")
 RecipeT = TypeVar("RecipeT", bound=BaseRecipe, default=Recipe)
 
 
@@ -74,6 +74,7 @@ class Checkpoint(Generic[RecipeT]):
         dataset_mean: the mean feature of the training set in evaluation mode [D], once training has ended.
         sample_images: a few training pictures as the model sees them, uint8 [N, H, W, 3], once training has ended.
         sample_sizes: for detection, height and width of what of them is picture, float32 [N, 2]; zeros lie beyond.
+        training_rows: for detection, which of the annotated pictures are trained on, int64 [N]; earlier runs lack them.
         shot_groups: for detection, the group of each class [C]; a classifier's follow from ``class_counts``.
         versions: of the libraries and the device that made it.
     """
@@ -92,6 +93,7 @@ class Checkpoint(Generic[RecipeT]):
     dataset_mean: Tensor | None = None
     sample_images: Tensor | None = None
     sample_sizes: Tensor | None = None
+    training_rows: Tensor | None = None
     shot_groups: list[ShotGroup] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     step: int = 0
@@ -263,6 +265,7 @@ def _restore(state: dict[str, Any], recipe: RecipeT, tensors: dict[str, Tensor])
         dataset_mean=tensors.get("dataset_mean"),
         sample_images=tensors.get("sample_images"),
         sample_sizes=tensors.get("sample_sizes"),
+        training_rows=tensors.get("training_rows"),
     )
 
 

@@ -51,11 +51,13 @@ def run_epochs(
                 console.print(_line(record, epochs), highlight=False, soft_wrap=True)
 
 
-def refuse_other_run(saved: Checkpoint[RecipeT], wanted: Checkpoint[RecipeT]) -> None:
+def refuse_other_run(
+    saved: Checkpoint[RecipeT], wanted: Checkpoint[RecipeT], *, remedy: str = "give the same --data"
+) -> None:
     """Check that a checkpoint is one of the run that is to go on.
 
     Raises:
-        TrainerError: it is of another recipe or other training data.
+        TrainerError: it is of another recipe, or of other training data, for which there is the remedy.
     """
     before, now = _flat(saved.recipe.model_dump(mode="json")), _flat(wanted.recipe.model_dump(mode="json"))
     # Where the pictures lie may change; which pictures they are may not, and the fingerprint holds that. All decoders
@@ -74,7 +76,7 @@ def refuse_other_run(saved: Checkpoint[RecipeT], wanted: Checkpoint[RecipeT]) ->
         changes = "; ".join(f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in differing)
         raise TrainerError(f"--resume: the run was begun with another recipe ({changes}); use another --output")
     if saved.data_fingerprint != wanted.data_fingerprint:
-        raise TrainerError("--resume: the run was begun on other training data; give the same --data")
+        raise TrainerError(f"--resume: the run was begun on other training data; {remedy}")
 
 
 def refuse_other_classes(checkpoint: Checkpoint[RecipeT], class_names: list[str]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.bundle import ShotGroup
 from trainer.detection.annotations import Category, Picture
-from trainer.detection.faults import Faults
+from trainer.detection.faults import NAMED, Faults
 from trainer.detection.masks import Canvas, draw
 from trainer.detection.packing import Objects, PackedAnnotations, default_cache, pack
 from trainer.detection.picture_sampling import class_counts
@@ -81,7 +81,29 @@ class DetectionSplits:
 
     def fingerprint(self) -> str:
         """Hash what trains the model: the file of annotations, and which of its pictures are taken."""
-        return hashlib.sha256(self.train.packed.source_hash.encode() + self.train.rows.tobytes()).hexdigest()
+        return _fingerprint(self.train.packed, self.train.rows)
+
+    def remedy(self, fingerprint: str, rows: NDArray[np.int64] | None) -> str:
+        """Say what would make the training pictures those of another fingerprint.
+
+        Args:
+            fingerprint: as it was.
+            rows: which pictures were taken then; None where that is not known, and may have been all.
+        """
+        packed, now = self.train.packed, self.train.rows
+        then = np.arange(len(packed)) if rows is None else rows
+        if _fingerprint(packed, then) != fingerprint:
+            return f"give the same --data, with the same pictures whole: now {len(now)} of {len(packed)} are"
+        lost, found = np.setdiff1d(then, now), np.setdiff1d(now, then)
+        remedies = (
+            f"missing or damaged now: {len(lost)} of its {len(then)} pictures; put back {self._names(lost)}",
+            f"whole now, and left out then: {len(found)} pictures; take away {self._names(found)}",
+        )
+        return "; ".join(remedy for remedy, some in zip(remedies, (lost, found), strict=True) if len(some))
+
+    def _names(self, rows: NDArray[np.int64]) -> str:
+        names = [str(self.train.folder / self.train.packed.picture(int(row)).name) for row in rows[:NAMED]]
+        return ", ".join([*names, "..."] if len(rows) > NAMED else names)
 
 
 def load_detection_splits(data: DetectionData) -> DetectionSplits:
@@ -162,6 +184,10 @@ def _open(data: DetectionData, name: str, part: AnnotatedPictures) -> DetectionS
             "give the folder that their file names begin in"
         )
     return DetectionSplit(name, packed, folder, whole)
+
+
+def _fingerprint(packed: PackedAnnotations, rows: NDArray[np.int64]) -> str:
+    return hashlib.sha256(packed.source_hash.encode() + rows.tobytes()).hexdigest()
 
 
 def _group_of(pictures: int) -> ShotGroup:

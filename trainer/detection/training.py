@@ -44,7 +44,7 @@ class DetectorTraining:
         self, recipe: DetectionRecipe, splits: DetectionSplits, device: torch.device, *, fetch_weights: bool = True
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.device = recipe, device
+        self.recipe, self.device, self._splits = recipe, device, splits
         self.autocast = recipe.precision == "bf16" or (recipe.precision == "auto" and computes_bf16(device))
         self.model = create_detector(recipe, len(splits.class_names), fetch_weights=fetch_weights).on(device)
         share_batch_statistics(self.model, device)
@@ -57,6 +57,7 @@ class DetectorTraining:
             class_counts=splits.class_counts.tolist(),
             shot_groups=list(splits.shot_groups),
             data_fingerprint=splits.fingerprint(),
+            training_rows=torch.from_numpy(splits.train.rows),
             epoch=0,
             model=self.model.state_dict(),
             versions=versions_of(device) | {"precision": "bf16" if self.autocast else "fp32"},
@@ -69,9 +70,11 @@ class DetectorTraining:
             TrainerError: a checkpoint of another recipe or other training data.
         """
         saved = detection_checkpoint(folder)
-        refuse_other_run(saved, self.checkpoint)
+        rows = None if saved.training_rows is None else saved.training_rows.numpy()
+        refuse_other_run(saved, self.checkpoint, remedy=self._splits.remedy(saved.data_fingerprint, rows))
         self.model.load_state_dict(saved.model)
         restore_optimizer(self.model, self.optimizer, saved.optimizer)
+        saved.training_rows = self.checkpoint.training_rows
         self.checkpoint = saved
         refuse_disagreement("finished epochs", saved.epoch, self.device)
         refuse_disagreement("finished steps", saved.step, self.device)

@@ -156,6 +156,21 @@ def test_a_missing_picture_is_named_and_left_out_or_refused(tmp_path: Path, caps
         load_detection_splits(tiny_recipe(tmp_path).data)
 
 
+def test_what_would_make_the_training_pictures_those_of_before_is_said(tmp_path: Path) -> None:
+    write(tmp_path, document())
+    data = tiny_recipe(tmp_path).data
+    whole = load_detection_splits(data)
+    (tmp_path / "98.png").rename(tmp_path / "away.png")
+    fewer = load_detection_splits(data)
+    before, other = (whole.fingerprint(), fewer.fingerprint())
+    put_back = f"missing or damaged now: 1 of its 4 pictures; put back {tmp_path / '98.png'}"
+    assert fewer.remedy(before, whole.train.rows) == fewer.remedy(before, None) == put_back
+    take_away = f"whole now, and left out then: 1 pictures; take away {tmp_path / '98.png'}"
+    assert whole.remedy(other, fewer.train.rows) == take_away
+    unknown = "give the same --data, with the same pictures whole: now 4 of 4 are"
+    assert whole.remedy(other, None) == whole.remedy("of another file", whole.train.rows) == unknown
+
+
 def test_damaged_pictures_and_those_of_another_size_are_named_and_left_out_or_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,6 +127,31 @@ def test_the_table_shows_the_alphas_that_were_asked_for(
     assert {"0", "0.625", "2", "1.5"} <= set(re.findall(r"[│ ]+([\d.]+) +│ +box ", said)), said
 
 
+def test_a_run_whose_pictures_became_fewer_names_them(run: Path, pictures: Path, tmp_path: Path) -> None:
+    folder, moved = shutil.copytree(run, tmp_path / "run"), shutil.copytree(pictures, tmp_path / "pictures")
+    recipe, lost = tiny_recipe(moved), moved / "99.png"
+    whole = lost.read_bytes()
+
+    def resume() -> None:
+        train_detector(recipe, folder, device_name="cpu", resume=True)
+
+    def forget_rows() -> None:
+        """Make the run one of before rows were kept."""
+        checkpoint = detection_checkpoint(folder)
+        checkpoint.training_rows = None
+        save_checkpoint(checkpoint, folder)
+
+    said = rf"other training data; missing or damaged now: 1 of its 4 pictures; put back {lost}$"
+    for forget in (bool, forget_rows):
+        forget()
+        for damage in (lost.unlink, lambda: lost.write_bytes(whole[:60])):
+            damage()
+            with pytest.raises(TrainerError, match=said):
+                resume()
+            lost.write_bytes(whole)
+    resume()
+
+
 def test_both_splits_can_be_evaluated_at_more_alphas(run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(run, tmp_path / "run")
     evaluate_detector_run(folder, data=None, device_name="cpu", alphas=[-0.5], split="train", steps=4)
