@@ -18,7 +18,8 @@ from trainer.data import mixed_seed, or_say_who_died, usable_cores
 from trainer.detection.data import DetectionSplit
 from trainer.detection.picture_sampling import epoch_batches, repeat_factors
 from trainer.detection.pictures import fault_of_size
-from trainer.detection.recipe import DetectionAugment, DetectionRecipe
+from trainer.detection.recipe import DetectionRecipe
+from trainer.detection.scaling import scaled_boxes, shorter_sides, training_size
 from trainer.detection.types import Batch, Targets
 from trainer.distributed import part_of, world_size
 from trainer.errors import TrainerError
@@ -158,13 +159,12 @@ def training_sample(
     Raises:
         TrainerError: a picture that cannot be read, or is of another size than annotated.
     """
-    image, objects = open_picture(split, index), split.objects(index)
-    size = _training_size(image, recipe.augment, recipe.input, generator)
+    image, objects, shortest_sides = open_picture(split, index), split.objects(index), recipe.augment.shortest_sides
+    shortest = int(generator.choice(shortest_sides)) if shortest_sides else None
+    size = training_size(image.size, recipe, shortest)
     pixels = _resized(image, size, recipe.input)
-    scale = np.array([size[1] / image.width, size[0] / image.height] * 2, dtype=np.float32)
-    boxes = objects.boxes * scale
-    sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
-    kept = np.flatnonzero(~objects.is_crowd & (sides >= recipe.augment.smallest_object))
+    boxes = scaled_boxes(objects.boxes, image.size, size)
+    kept = np.flatnonzero(~objects.is_crowd & (shorter_sides(boxes) >= recipe.augment.smallest_object))
     masks = split.masks(index, kept.tolist(), size)
     visible = masks.any(axis=(1, 2))
     sample = Sample(pixels, boxes[kept][visible], objects.labels[kept][visible].astype(np.int64), masks[visible])
@@ -210,18 +210,6 @@ def collate(samples: list[Sample | TrainerError]) -> Batch | TrainerError:
         targets.append(Targets(torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(padded)))
     sizes = torch.tensor([one.pixels.shape[:2] for one in whole], dtype=torch.float32)
     return Batch(torch.from_numpy(pixels), sizes, tuple(targets))
-
-
-def _training_size(
-    image: Image.Image, augment: DetectionAugment, spec: InputSpec, generator: np.random.Generator
-) -> tuple[int, int]:
-    """Draw the size (height, width) that a picture is scaled to, proportions kept."""
-    if not augment.shortest_sides:
-        width, height = spec.fitted_size(*image.size)
-        return height, width
-    shortest = int(generator.choice(augment.shortest_sides))
-    scale = min(shortest / min(image.size), augment.longest_side / max(image.size))
-    return max(1, int(image.height * scale + 0.5)), max(1, int(image.width * scale + 0.5))
 
 
 def _resized(image: Image.Image, size: tuple[int, int], spec: InputSpec) -> NDArray[np.uint8]:

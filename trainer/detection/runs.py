@@ -18,6 +18,7 @@ from trainer.detection.evaluate import evaluate_detector, table_of
 from trainer.detection.network import CascadeMaskRCNN
 from trainer.detection.plot import plot_precision
 from trainer.detection.recipe import DetectionRecipe
+from trainer.detection.scaling import settle_small_objects
 from trainer.detection.training import DetectorTraining, create_detector
 from trainer.distributed import is_first, join_processes, leave_processes
 from trainer.errors import TrainerError, writing
@@ -43,6 +44,7 @@ def train_detector(recipe: DetectionRecipe, folder: Path, *, device_name: str, r
     join_processes(device, recipe.batch_size)
     holds_run(folder, resume=resume)  # refused before the data is opened, which may take long
     splits = load_detection_splits(recipe.data)
+    settle_small_objects(splits.train, recipe)
     with sole_run(folder) if is_first() else nullcontext():
         _train(recipe, splits, folder, device, has_checkpoint=holds_run(folder, resume=resume))
 

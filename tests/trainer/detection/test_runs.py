@@ -272,3 +272,20 @@ def test_a_run_that_no_bundle_can_hold_is_refused_in_one_line(
         TrainerError, match=r"^no bundle can hold this run: .* got 'a\\nb'; clean the name; mend .*again$"
     ):
         export_detector(folder, tmp_path / "bundle")
+
+
+def test_objects_too_small_at_any_size_are_counted_and_refused_if_none_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, document())
+    small = "augment={smallest_object: 27, shortest_sides: [24, 72]}"
+    train_detector(
+        tiny_recipe(tmp_path, small, "schedule={epochs: 1}"), tmp_path / "run", device_name="cpu", resume=False
+    )
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "augment.smallest_object=27 leaves out 4 of 8 training objects" in said
+    with pytest.raises(TrainerError, match=r"smallest_object=1000 leaves out all 8 .* at most 24 pixels .*; lower it"):
+        train_detector(
+            tiny_recipe(tmp_path, "augment.smallest_object=1000"), tmp_path / "none", device_name="cpu", resume=False
+        )
+    assert not (tmp_path / "none").exists()
