@@ -172,6 +172,8 @@ def _open(data: DetectionData, name: str, part: AnnotatedPictures) -> DetectionS
     source = Path(data.source)
     file, folder = source / part.annotations, source / part.pictures
     packed = pack(file, Path(data.cache) if data.cache else default_cache())
+    if not len(packed):
+        raise TrainerError(f"data.{name}.annotations: {file} has no pictures, its images are []; give a file with some")
     of_pictures = faults_of_pictures(packed, folder, data.num_workers)
     faults = Faults(dict(packed.faults.counts), {kind: list(some) for kind, some in packed.faults.examples.items()})
     for fault in filter(None, of_pictures):

@@ -9,6 +9,7 @@ from trainer.progress import console
 
 Kind = Literal[
     "missing picture",
+    "picture outside its folder",
     "damaged picture",
     "picture of another size",
     "unknown picture",

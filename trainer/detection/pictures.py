@@ -62,7 +62,11 @@ def faults_of_pictures(packed: PackedAnnotations, folder: Path, num_workers: int
             if unknown := _unknown(known, stamps):
                 known |= _look(packed, folder, unknown, stamps, num_workers)
                 _write(record, known)
-    return [_fault(known, row, stamp, folder / packed.picture(row).name) for row, stamp in enumerate(stamps)]
+    names = (packed.picture(row).name for row in range(len(packed)))
+    return [
+        known[row].fault if stamp else _absence(folder, name)
+        for row, (name, stamp) in enumerate(zip(names, stamps, strict=True))
+    ]
 
 
 def fault_of(file: Path, picture: Picture) -> Fault | None:
@@ -83,16 +87,16 @@ def fault_of_size(image: Image.Image, file: Path, picture: Picture) -> Fault | N
 
 
 def _stamps(packed: PackedAnnotations, folder: Path) -> list[tuple[int, int] | None]:
-    """Tell size and time of each picture's file, None where there is none.
+    """Tell size and time of each picture's file, None where there is none, or none that lies in the folder.
 
     A folder is listed once: a look-up for each of 100,000 files takes long.
     """
     listed: dict[str, dict[str, tuple[int, int]]] = {}
     stamps = []
     for row in range(len(packed)):
-        place, _, name = packed.picture(row).name.rpartition("/")
+        place, name = os.path.split(packed.picture(row).name)
         if place not in listed:
-            listed[place] = _stamps_in(folder / place)
+            listed[place] = _stamps_in(folder / place) if _is_within(folder, place) else {}
         stamps.append(listed[place].get(name))
     return stamps
 
@@ -110,8 +114,16 @@ def _unknown(known: dict[int, Verdict], stamps: list[tuple[int, int] | None]) ->
     return [row for row, stamp in enumerate(stamps) if stamp and (row not in known or known[row].stamp != stamp)]
 
 
-def _fault(known: dict[int, Verdict], row: int, stamp: tuple[int, int] | None, file: Path) -> Fault | None:
-    return known[row].fault if stamp else Fault("missing picture", str(file))
+def _is_within(folder: Path, name: str) -> bool:
+    """Tell whether a name leads to a place in the folder: a file of annotations may come from anyone."""
+    top = Path(os.path.abspath(folder))  # noqa: PTH100 - Path.absolute keeps ".."
+    return ".." not in Path(name).parts and (top / name).is_relative_to(top)
+
+
+def _absence(folder: Path, name: str) -> Fault:
+    if _is_within(folder, name):
+        return Fault("missing picture", str(folder / name))
+    return Fault("picture outside its folder", f"{name} is not in {folder}")
 
 
 class _Looks(Dataset[Any]):

@@ -156,6 +156,29 @@ def test_a_missing_picture_is_named_and_left_out_or_refused(tmp_path: Path, caps
         load_detection_splits(tiny_recipe(tmp_path).data)
 
 
+@pytest.mark.parametrize("name", ["/99.png", "{top}/99.png", "../99.png", "of/../99.png", "{top}/of/../99.png"])
+def test_a_picture_outside_its_folder_is_named_and_left_out_though_it_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    content = document()
+    write(tmp_path, content)
+    write(tmp_path / "of", content)
+    name = content["images"][1]["file_name"] = name.format(top=tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    recipe = tiny_recipe(tmp_path, "data.train.pictures=of", "data.test.pictures=of")
+    assert [load_detection_splits(recipe.data).train.picture(row).id for row in range(3)] == [97, 98, 100]
+    said = f"skipped 1 x picture outside its folder: {name} is not in {tmp_path / 'of'}"
+    assert said in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_picture_in_its_folder_may_be_named_from_the_root(tmp_path: Path) -> None:
+    content = document()
+    write(tmp_path, content)
+    content["images"][1]["file_name"] = f"{tmp_path}/99.png"
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    assert len(load_detection_splits(tiny_recipe(tmp_path).data).train) == 4
+
+
 def test_what_would_make_the_training_pictures_those_of_before_is_said(tmp_path: Path) -> None:
     write(tmp_path, document())
     data = tiny_recipe(tmp_path).data
@@ -169,6 +192,12 @@ def test_what_would_make_the_training_pictures_those_of_before_is_said(tmp_path:
     assert whole.remedy(other, fewer.train.rows) == take_away
     unknown = "give the same --data, with the same pictures whole: now 4 of 4 are"
     assert whole.remedy(other, None) == whole.remedy("of another file", whole.train.rows) == unknown
+
+
+def test_a_file_without_pictures_is_refused_and_not_their_folder(tmp_path: Path) -> None:
+    write(tmp_path, document() | {"images": []})
+    with pytest.raises(TrainerError, match=r"data.train.annotations: .*train.json has no pictures.*; give a file with"):
+        load_detection_splits(tiny_recipe(tmp_path).data)
 
 
 def test_damaged_pictures_and_those_of_another_size_are_named_and_left_out_or_refused(
