@@ -161,7 +161,7 @@ class Training:
     def _save_place(self, step: int, tally: EpochTally, folder: Path) -> None:
         """Save a checkpoint within an epoch, with all that the rest of the epoch depends on."""
         state = tally.state()
-        refuse_divergence(self.checkpoint.epoch, state["losses"].tolist(), self.recipe)
+        refuse_divergence(self.checkpoint, state["losses"].tolist())
         self.checkpoint.step, self.checkpoint.place = step, state | random_state(self.device)
         self._keep()
         if is_first():

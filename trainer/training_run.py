@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from trainer.checkpoint import Checkpoint, EpochRecord, RecipeT, save_checkpoint
-from trainer.config import BaseRecipe
 from trainer.distributed import is_first, world_size
 from trainer.errors import TrainerError
 from trainer.events import EventLog
@@ -38,7 +37,7 @@ def run_epochs(
         task = bar.add_task("training", total=epochs, completed=checkpoint.epoch)
         for epoch in range(checkpoint.epoch, epochs):
             record = train(epoch)
-            refuse_divergence(epoch, record.losses, checkpoint.recipe)
+            refuse_divergence(checkpoint, record.losses)
             checkpoint.epoch, checkpoint.step, checkpoint.place = epoch + 1, 0, {}
             checkpoint.history.append(record)
             keep()
@@ -92,16 +91,17 @@ def refuse_other_classes(checkpoint: Checkpoint[RecipeT], class_names: list[str]
         )
 
 
-def refuse_divergence(epoch: int, losses: list[float], recipe: BaseRecipe) -> None:
-    """Check the losses of an epoch.
+def refuse_divergence(checkpoint: Checkpoint[RecipeT], losses: list[float]) -> None:
+    """Check the losses of the epoch that follows a checkpoint.
 
     Raises:
         TrainerError: one is not finite.
     """
     if not all(abs(loss) < float("inf") for loss in losses):
+        kept = "the last checkpoint is kept" if checkpoint.epoch or checkpoint.step else "there is no checkpoint yet"
         raise TrainerError(
-            f"the loss became {losses[-1]} in epoch {epoch + 1}; the last checkpoint is kept. "
-            f"Lower optimizer.learning_rate ({recipe.optimizer.learning_rate}) or set precision=fp32"
+            f"the loss became {losses[-1]} in epoch {checkpoint.epoch + 1}; {kept}. "
+            f"Lower optimizer.learning_rate ({checkpoint.recipe.optimizer.learning_rate}) or set precision=fp32"
         )
 
 

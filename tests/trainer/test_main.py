@@ -77,7 +77,6 @@ def test_help_shows_every_description_and_default_whole(monkeypatch: pytest.Monk
         (["train", "digits_lt", "--data", "/no/such/place"], "'/no/such/place' is no folder"),
         (["evaluate", "/no/such/run"], "no checkpoint there"),
         (["export", "/no/such/run"], "no checkpoint there"),
-        (["export", "/no/such/run", "--direction", "up"], "--direction 'up': must be one of ema, dataset_mean"),
         (["samples", "/no/such/run", "--output", "x"], "no checkpoint there"),
         (["compare", "digits_lt", "--alpha", "nan"], "--alpha: must be a finite number, got nan"),
         (["evaluate", "/no/such/run", "--alpha", "1", "--alpha", "inf"], "--alpha: must be a finite number, got inf"),

@@ -325,14 +325,20 @@ def test_the_place_of_the_data_and_the_number_of_workers_may_change(finished_run
 
 def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_kept(tmp_path: Path, digits: Splits) -> None:
     class Poisoned(Pixels):
+        bad = 0
+
         def training(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
             for pixels, labels in super().training(epoch, first_step):
-                yield pixels * (math.nan if epoch == 1 else 1), labels
+                yield pixels * (math.nan if epoch == self.bad else 1), labels
 
     recipe = tiny_recipe()
-    training = Training(recipe, digits, CPU)
+    poisoned = Poisoned(digits.train, recipe, CPU, name="training images")
+    with pytest.raises(TrainerError, match=r"the loss became nan in epoch 1; there is no checkpoint yet\. Lower"):
+        Training(recipe, digits, CPU).run(poisoned, tmp_path)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    poisoned.bad = 1
     with pytest.raises(TrainerError, match=r"the loss became nan in epoch 2; the last checkpoint is kept\. Lower"):
-        training.run(Poisoned(digits.train, recipe, CPU, name="training images"), tmp_path)
+        Training(recipe, digits, CPU).run(poisoned, tmp_path)
     kept = load_checkpoint(tmp_path)
     assert kept.epoch == len(kept.history) == 1
     assert all(tensor.isfinite().all() for tensor in kept.model.values())

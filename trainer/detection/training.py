@@ -126,7 +126,7 @@ class DetectorTraining:
     def _save_place(self, step: int, tally: EpochTally, folder: Path) -> None:
         """Save a checkpoint within an epoch; what the rest of it draws depends on its steps' numbers alone."""
         state = tally.state()
-        refuse_divergence(self.checkpoint.epoch, state["losses"].sum(dim=1).tolist(), self.recipe)
+        refuse_divergence(self.checkpoint, state["losses"].sum(dim=1).tolist())
         self.checkpoint.step, self.checkpoint.place = step, state
         self._keep()
         if is_first():

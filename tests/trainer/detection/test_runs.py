@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from service.detector import OnnxDetector
 from tests.end_to_end.background_exemption import exemption
 from tests.provider import needs_gpu
 from tests.trainer.detection.annotated import document, tiny_recipe, write
+from trainer.__main__ import main
 from trainer.checkpoint import load_checkpoint, save_checkpoint, task_of
 from trainer.curves import draw_run
 from trainer.detection import export
@@ -258,6 +260,15 @@ def test_a_graph_that_differs_from_pytorch_makes_no_bundle(
 def test_a_detector_has_one_direction(run: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="--direction 'dataset_mean': must be ema for a detector"):
         export_detector(run, tmp_path / "bundle", direction="dataset_mean")
+
+
+def test_another_direction_is_refused_with_what_a_detector_has(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evenkeel-trainer", "export", str(run), "--direction", "mean"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--direction 'mean': must be ema for a detector" in capsys.readouterr().err
 
 
 def test_a_run_that_no_bundle_can_hold_is_refused_in_one_line(
