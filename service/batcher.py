@@ -209,6 +209,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._executor = _threads(runs_at_once)
         self._alarm = _Alarm()
         metrics.queue_capacity.set(max_queue_size)
+        metrics.runs_at_once.set_function(lambda: self._runs_at_once)
         metrics.queue_depth.set_function(self._living)
         metrics.images_in_flight.set_function(lambda: self.depth + self._run_items + sum(map(len, self._halves)))
 

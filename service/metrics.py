@@ -58,6 +58,9 @@ class Metrics:
             registry=registry,
         )
         self.queue_depth = Gauge("evenkeel_queue_depth", "Images admitted that wait to be run.", registry=registry)
+        self.runs_at_once = Gauge(
+            "evenkeel_runs_at_once", "Runs of the model that there may be at a time.", registry=registry
+        )
         self.queue_capacity = Gauge("evenkeel_queue_capacity", "Images that may wait at most.", registry=registry)
         self.images_in_flight = Gauge(
             "evenkeel_images_in_flight", "Images admitted and not yet answered.", registry=registry

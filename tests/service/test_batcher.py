@@ -1113,12 +1113,14 @@ async def test_the_end_answers_all_runs_that_do_not_end(make: Make) -> None:
     gates.open(0, 4)
 
 
-async def test_another_model_may_run_on_fewer_or_more_at_once(make: Make) -> None:
+async def test_another_model_may_run_on_fewer_or_more_at_once(make: Make, metrics: Metrics) -> None:
     gates = Gates()
     batcher = make(gates, max_queue_size=16)
     tasks = [asyncio.create_task(ask(batcher, *range(first, first + 4))) for first in (0, 4)]
     assert await begun(gates, 1) == [[0, 1, 2, 3]]
+    assert total(metrics, "evenkeel_runs_at_once") == 1
     batcher.start_anew(max_batch_size=4, brief=0.0, runs_at_once=2)
+    assert total(metrics, "evenkeel_runs_at_once") == 2
     tasks.append(asyncio.create_task(ask(batcher, *range(8, 12))))
     assert len(await begun(gates, 2)) == 2
     gates.open(0, 4, 8)
