@@ -2,6 +2,7 @@
 
 const GAP = 1;
 const LINES = [0, 1, -1, 2, -2, 3, -3]; // a tag goes no further up or down than so many of its heights
+const DEAR = 3; // a way to the left, up or down counts as so much of one to the right
 const $ = (id) => document.getElementById(id);
 let shown = [];
 
@@ -27,7 +28,7 @@ export function placeTags() {
 }
 
 /** Rectangles of whole pixels moved onto the stage and apart, each as little as it may be after those before it. */
-export function spread(wanted, stage) {
+function spread(wanted, stage) {
   const placed = [];
   wanted.forEach((each) => placed.push(settle(each, placed, stage)));
   return placed;
@@ -36,18 +37,23 @@ export function spread(wanted, stage) {
 function settle(wanted, placed, stage) {
   const [right, bottom] = [stage.width - wanted.width, stage.height - wanted.height];
   const own = { ...wanted, x: Math.max(0, Math.min(wanted.x, right)), y: Math.max(0, Math.min(wanted.y, bottom)) };
-  const far = ({ x, y }) => Math.max(x - own.x, 2 * (own.x - x)) + 2 * Math.abs(y - own.y); // to the right, if it can be
-  const lines = LINES.map((line) => ({ ...own, y: own.y + line * own.height })).filter(({ y }) => y >= 0 && y <= bottom);
+  const met = placed.filter((each) => meet(own, each));
+  if (!met.length) return own;
+  const heights = [...LINES.map((line) => own.y + line * own.height), ...met.flatMap(({ y, height }) => [y + height, y - own.height])];
+  const lines = heights.filter((y) => y >= 0 && y <= bottom).map((y) => ({ ...own, y }));
   const free = lines.flatMap((line) => [1, -1].map((way) => slide(line, way, placed))).filter(({ x }) => x >= 0 && x <= right);
+  const far = ({ x, y }) => Math.max(x - own.x, DEAR * (own.x - x)) + DEAR * Math.abs(y - own.y);
   return free.sort((one, other) => far(one) - far(other))[0] ?? own; // too crowded: over others
 }
 
 function slide(from, way, placed) {
   const moved = { ...from };
-  const meets = (each) =>
-    each.x < moved.x + moved.width && moved.x < each.x + each.width && each.y < moved.y + moved.height && moved.y < each.y + each.height;
-  for (let other = placed.find(meets); other; other = placed.find(meets)) {
-    moved.x = way > 0 ? other.x + other.width : other.x - moved.width;
-  }
+  const next = () => placed.find((each) => meet(moved, each));
+  for (let other = next(); other; other = next()) moved.x = way > 0 ? other.x + other.width : other.x - moved.width;
   return moved;
+}
+
+function meet(one, other) {
+  const along = one.x < other.x + other.width && other.x < one.x + one.width;
+  return along && one.y < other.y + other.height && other.y < one.y + one.height;
 }

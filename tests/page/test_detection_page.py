@@ -1,7 +1,9 @@
 """The page for a detector in a real browser, against the service itself."""
 
 import io
+import itertools
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from service.bundle import write_bundle
 from tests import plain_http
@@ -122,7 +124,7 @@ def test_a_moving_slider_asks_once_it_has_settled(page: Page) -> None:
         }"""
     )
     expect(page.locator("[role=status]")).to_contain_text("At alpha 2.5: ")
-    assert [each.partition("?")[2] for each in questions] == ["alpha=2.5&score_threshold=0.01"]
+    assert [each.partition("?")[2] for each in questions] == ["alpha=2.5&score_threshold=0.01&top_k=5"]
 
 
 def test_the_lowest_score_leaves_out_without_asking(page: Page, url: str, photo: Path) -> None:
@@ -184,6 +186,130 @@ def test_boxes_and_masks_lie_where_the_service_says(page: Page, url: str, photo:
     assert painted["columns"] == expected.sum(axis=0).tolist()
 
 
+def crowd(page: Page, count: int, corners: list[tuple[float, float]]) -> None:
+    """Have every answer find so many objects, which begin at these corners in turn, as shares of the picture."""
+
+    def crowded(route: Route) -> None:
+        response = route.fetch()
+        answer = response.json()
+        image = answer["images"][0]
+        width, height = image["width"], image["height"]
+        objects = itertools.islice(itertools.cycle(image["detections"]), count)
+        found = zip(objects, itertools.cycle(corners), strict=False)
+        image["detections"] = [each | {"box": [x * width, y * height, width, height]} for each, (x, y) in found]
+        route.fulfill(response=response, json=answer)
+
+    page.route("**/predict?*", crowded)
+
+
+APART = """count => {
+    const outline = (element) => element.getBoundingClientRect();
+    const stage = outline(document.getElementById('stage'));
+    const tags = [...document.querySelectorAll('.tag')].map(outline);
+    const within = ({left, right, top, bottom}) =>
+        left >= stage.left && right <= stage.right && top >= stage.top && bottom <= stage.bottom;
+    const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
+    return tags.length === count && tags.every(within)
+        && tags.every((each, at) => tags.slice(at + 1).every((other) => apart(each, other)));
+}"""
+"""Whether so many numbers are shown, all on the stage, and none over another."""
+
+
+@pytest.mark.parametrize(
+    ("count", "corners"),
+    [
+        (4, [(0.5, 0.5)]),
+        (4, [(0.4, 0.3), (0.41, 0.31)]),
+        (4, [(0.98, 0.1)]),
+        (4, [(0.99, 0.99), (1, 1)]),
+        (9, [(0.1 * step, 0.3) for step in range(9)]),
+        (24, [(0.2, 0.2)]),
+    ],
+)
+def test_no_number_hides_another_at_any_width(
+    page: Page, photo: Path, count: int, corners: list[tuple[float, float]]
+) -> None:
+    crowd(page, count, corners)
+    choose(page, photo)
+    page.locator("#threshold").fill("0.01")
+    for width in (1280, 360, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.wait_for_function(APART, arg=count)
+
+
+def test_numbers_of_one_corner_go_side_by_side_and_one_alone_to_its_corner(page: Page, photo: Path) -> None:
+    crowd(page, 3, [(0.5, 0.5)])
+    choose(page, photo)
+    page.wait_for_function(APART, arg=3)
+    place = "tag => [tag.offsetLeft, tag.offsetTop]"
+    (x3, y3), (x2, y2), (x1, y1) = (each.evaluate(place) for each in page.locator(".tag").all())
+    assert x1 < x2 < x3 < x1 + 80
+    assert y1 == y2 == y3
+    page.locator("#detections button").last.click()
+    expect(page.locator(".tag")).to_have_text(["3"])
+    assert page.locator(".tag").evaluate(place) == [x1, y1]
+
+
+def test_a_number_that_is_hidden_in_part_moves_no_further_than_it_must(page: Page, photo: Path) -> None:
+    crowd(page, 2, [(0.5, 0.5), (0.49, 0.57)])
+    choose(page, photo)
+    page.wait_for_function(APART, arg=2)
+    (x2, y2), (x1, y1) = (
+        each.evaluate("tag => [tag.offsetLeft, tag.offsetTop]") for each in page.locator(".tag").all()
+    )
+    assert (x1 - x2, y2 - y1) == pytest.approx((7, 22), abs=1)
+
+
+@pytest.mark.parametrize("size", [(4000, 20), (20, 4000)])
+def test_a_very_long_picture_has_room_for_its_numbers(page: Page, tmp_path: Path, size: tuple[int, int]) -> None:
+    file = tmp_path / "long.png"
+    Image.new("RGB", size, (255, 90, 60)).save(file)
+    choose(page, file)
+    page.wait_for_function(APART, arg=len(rows(page)))
+
+
+TOO_LARGE = {
+    "code": "answer_too_large",
+    "message": "The masks are too long.",
+    "field": "masks",
+    "remedy": "Ask for less.",
+}
+REPLACED = {"code": "invalid_parameter", "message": "At most 3.", "field": "top_k", "remedy": "Ask for less."}
+"""As said by a model that returns fewer than the one that the page began with."""
+
+
+@pytest.mark.parametrize(("status", "refusal"), [(413, TOO_LARGE), (422, REPLACED)])
+def test_where_all_are_refused_the_default_is_shown_and_said_to_be_the_least(
+    open_page: OpenPage, photo: Path, status: int, refusal: dict[str, str]
+) -> None:
+    page = opened(open_page, refusals=1)
+    crowd(page, 100, [(0.1, 0.1)])
+    page.route("**/predict?*top_k=*", lambda route: route.fulfill(status=status, json=refusal))
+    choose(page, photo)
+    expect(page.get_by_role("alert")).to_be_empty()
+    expect(page.locator("#summary")).to_have_text(re.compile("^75 objects: .*; at least 25 below the lowest score$"))
+    page.locator("#alpha").fill("0")  # this picture's most is not asked for, and refused, again
+    page.locator("#threshold").fill("0.01")
+    expect(page.locator("[role=status]")).to_contain_text("At alpha 0: at least 100 objects: ")
+    expect(page.locator("#command")).to_contain_text("predict?alpha=0&score_threshold=0.01'")
+
+
+def test_the_ring_of_focus_is_not_cut_off_by_the_list(page: Page) -> None:
+    page.locator("#detections button").first.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(
+        """() => {
+            const button = document.querySelector('#detections li:first-child :focus-visible');
+            const {outlineWidth, outlineOffset} = getComputedStyle(button);
+            const reach = parseFloat(outlineWidth) + parseFloat(outlineOffset);
+            const ring = button.getBoundingClientRect(), list = button.closest('ol').getBoundingClientRect();
+            return parseFloat(outlineWidth) >= 2 && ring.top - reach >= list.top
+                && ring.left - reach >= list.left && ring.right + reach <= list.right;
+        }"""
+    )
+
+
 def test_one_object_stands_alone_by_keyboard(page: Page) -> None:
     first = page.locator("#detections button").first
     first.focus()
@@ -213,6 +339,7 @@ def test_the_command_is_exactly_this_request(page: Page, photo: Path) -> None:
     page.locator("#threshold").fill("0.2")
     expect(page.locator("#detections .score").first).to_have_text("0.740")
     command = page.locator("#command").inner_text()
+    assert "&top_k=5'" in command  # all that the model returns, as was asked
     done = subprocess.run(
         ["bash", "-c", command], cwd=photo.parent, capture_output=True, text=True, timeout=20, check=True
     )
