@@ -204,7 +204,8 @@ def _refuse_what_no_detector_has(policy: ClientPolicy) -> None:
     if policy.prior_strength:
         raise _mismatch("prior_strength", policy.prior_strength, "is for classification, and the model is a detector")
     if policy.target_distribution:
-        raise _mismatch("target_distribution", "", "is for classification, and the model is a detector")
+        classes = f"{len(policy.target_distribution)} classes"
+        raise _mismatch("target_distribution", classes, "is for classification, and the model is a detector")
 
 
 def _log_target(shares: dict[str, float], names: list[str]) -> Floats:

@@ -245,8 +245,10 @@ def _json(body: bytes, options: Options, rules: RequestRules[Query]) -> Query:
         content: Any = rules.body.model_validate_json(body)
     except ValidationError as error:
         refusal = off_the_schema(error)
-        is_option = error.errors()[0]["type"] == "extra_forbidden" and "." not in str(refusal.field)
-        raise rules.unknown(str(refusal.field), refusal.value, "body") if is_option else refusal from error
+        field = str(refusal.field)
+        is_option = "." not in field or field.rpartition(".")[2] in Options.__slots__
+        is_unknown = error.errors()[0]["type"] == "extra_forbidden" and is_option
+        raise rules.unknown(field, refusal.value, "body") if is_unknown else refusal from error
     refuse_repeated_keys(body)
     rules.refuse_too_many(len(content.images))
     for name in rules.names:
@@ -387,6 +389,8 @@ def _one_each(
 
 
 def _unknown_part(name: str, part: UploadFile | str, rules: RequestRules[Any]) -> InvalidParameter:
+    if name in Options.__slots__ and isinstance(part, str):
+        return rules.unknown(name, part, "form")
     is_file = isinstance(part, UploadFile)
     if name == "image" and not is_file:
         return InvalidParameter(

@@ -229,7 +229,9 @@ def _object(value: object, field: str) -> JsonObject:
 
 def _refuse_unknown(given: JsonObject, known: set[str], field: str) -> None:
     if unknown := sorted(given.keys() - known):
-        raise _wrong(f"{field}.{unknown[0]}", f"is unknown; {field} takes {', '.join(sorted(known))}")
+        raise _wrong(
+            f"{field}.{unknown[0]}", f"is unknown; {field} takes {', '.join(sorted(known))}", given[unknown[0]]
+        )
 
 
 def _wrong(field: str, what: str, value: object = None) -> InvalidParameter:

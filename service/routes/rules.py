@@ -108,15 +108,16 @@ class RequestRules(ABC, Generic[Query]):
             setattr(options, name, self.option(name, text))
         return options
 
-    def unknown(self, name: str, value: Value, where: str) -> InvalidParameter:
-        """Return the refusal of an option that the model's task does not have."""
+    def unknown(self, field: str, value: Value, where: str) -> InvalidParameter:
+        """Return the refusal of an option, by its name or within what holds it, that the model's task does not have."""
+        name = field.rpartition(".")[2]
         return InvalidParameter(
             f"{name} is for another task than the model's: see `task` in GET /model."
             if name in Options.__slots__
             else f"The {where} takes no parameter called {name}.",
-            field=name,
+            field=field,
             value=value,
-            remedy=f"Use {', '.join(self.names)}, or leave it out.",
+            remedy=f"Use {', '.join(self.names if name == field else self.knobs)}, or leave it out.",
         )
 
     def option(self, name: str, text: str) -> float | int | bool:

@@ -230,12 +230,21 @@ def test_json_is_checked_alike(client: TestClient, content: dict[str, Any], fiel
     body = {"images": [{"data": base64.b64encode(red()).decode()}]} | content
     refused = error(client.post("/predict", json=body), 422, "invalid_parameter")
     assert refused["field"] == field
-    if field == "lines":
-        assert refused["message"].startswith("lines is for another task than the model's")
-        assert (refused["value"], refused["remedy"]) == (
-            True,
-            "Use alpha, score_threshold, top_k, masks, or leave it out.",
-        )
+    told: dict[str, tuple[object, str]] = {
+        "lines": (True, "Use alpha, score_threshold, top_k, masks, or leave it out.")
+    }
+    told["images[0].prior_strength"] = (1, "Use alpha, or leave it out.")
+    if field in told:
+        name = field.rpartition(".")[2]
+        assert refused["message"].startswith(f"{name} is for another task than the model's")
+        assert (refused["value"], refused["remedy"]) == told[field]
+
+
+def test_a_forms_part_for_another_task_is_refused_as_such(client: TestClient) -> None:
+    form = {"files": {"image": ("a.png", red(), "image/png")}, "data": {"prior_strength": "0.5"}}
+    refused = error(client.post("/predict", **form), 422, "invalid_parameter")
+    assert refused["message"].startswith("prior_strength is for another task than the model's")
+    assert (refused["field"], refused["value"]) == ("prior_strength", "0.5")
 
 
 def test_the_number_that_a_remedy_names_may_be_sent(client: TestClient) -> None:
@@ -343,7 +352,7 @@ def test_feedback_and_tuning_say_that_a_detectors_answers_take_none(client: Test
     assert refused["code"] == "unknown_prediction"
     assert refused["message"].endswith("is a detector, whose answers take no feedback.")
     client.post("/clients", json={"name": "shop"}, headers=ADMIN)
-    assert "a detector's answers take none" in client.get("/clients/shop/tradeoff", headers=ADMIN).json()["keep"]
+    assert "is a detector and takes no labels" in client.get("/clients/shop/tradeoff", headers=ADMIN).json()["keep"]
 
 
 @pytest.mark.parametrize(
