@@ -95,7 +95,8 @@ def serve(  # noqa: PLR0917 - typer needs them so
     early.hear()
     given = {"host": host, "port": port, "provider": provider, "threads": threads, "log_level": log_level}
     try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        # Nothing is as good as not given, as in the environment: an empty host would be every address.
+        settings = Settings(**{name: value for name, value in given.items() if value not in {None, ""}})  # type: ignore[arg-type]
     except ValidationError as error:
         typer.echo(f"{_REFUSED}: {what_is_wrong(error)}", err=True)
         sys.exit(2)

@@ -404,6 +404,11 @@ def test_an_address_that_is_not_ours_is_refused(host: str) -> None:
     assert reason.endswith("; give --host or set EVENKEEL_HOST")
 
 
+def test_an_empty_host_is_the_one_of_the_environment_and_not_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENKEEL_HOST", "192.0.2.1")
+    assert refusal("nowhere", "--host", "").startswith("192.0.2.1 cannot be listened on: ")
+
+
 def test_of_a_hosts_addresses_those_of_this_machine_are_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("192.0.2.1", "127.0.0.1")]
     monkeypatch.setattr("service.listening.socket.getaddrinfo", lambda *_, **__: found)
