@@ -50,8 +50,6 @@ _SILENCE = 1e-6
 """Seconds that an alarm keeps silent for each who waits."""
 _HEADROOM = 1.2
 """By how much the time until an answer may turn out longer than it looks when its item is admitted."""
-_RECENT = 10.0
-"""Seconds for which the last run's pace speaks against more items than one run takes though nothing else waits."""
 _BETWEEN_LOOKS = 0.05
 """Seconds from one look through the whole queue to the next, at least, however many are refused meanwhile."""
 
@@ -203,7 +201,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._stopped = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._pace, self._observed_at = Pace(), -math.inf
+        self._pace = Pace()
         self._length = _Length()
         self._runs_at_once = runs_at_once
         self._executor = _threads(runs_at_once)
@@ -273,7 +271,7 @@ class DynamicBatcher(Generic[Item, Result]):
             self._executor.shutdown(wait=False)  # what runs goes on to its end
             self._runs_at_once, self._executor = runs_at_once, _threads(runs_at_once)
         self._runs = 0
-        self._pace, self._observed_at, self._length = Pace(), -math.inf, _Length()
+        self._pace, self._length = Pace(), _Length()
 
     def admit(self, count: int, *, deadline: float = math.inf) -> "Admission[Item, Result]":
         """Reserve places for `count` items, or refuse; a context manager whose end gives unused places back.
@@ -303,20 +301,18 @@ class DynamicBatcher(Generic[Item, Result]):
                 retry_after=self._retry_after(),
             )
         if self._queue or self._running:
-            self._refuse_if_too_late(count, deadline, _HEADROOM)
-        elif count > self._max_batch_size and monotonic() - self._observed_at < _RECENT:
-            self._refuse_if_too_late(count, deadline, 1.0)  # one run is always tried: the last may have been slow once
+            self._refuse_if_too_late(count, deadline)
         self._reserved += count
         self._idle.clear()
         return Admission(self, count, deadline)
 
-    def _refuse_if_too_late(self, count: int, deadline: float, headroom: float) -> None:
+    def _refuse_if_too_late(self, count: int, deadline: float) -> None:
         now = monotonic()
-        if self._seconds_until_run(count, now) * headroom <= deadline - now:
+        if self._seconds_until_run(count, now) * _HEADROOM <= deadline - now:
             return
         self._look_for_the_dead(now)
         seconds = self._seconds_until_run(count, now)
-        if seconds * headroom > deadline - now:
+        if seconds * _HEADROOM > deadline - now:
             raise self._too_late(count, seconds)
 
     def _too_late(self, count: int, seconds: float) -> QueueFull:
@@ -325,7 +321,7 @@ class DynamicBatcher(Generic[Item, Result]):
         return QueueFull(
             f"It would take about {seconds:.1f} s until the answer, by the pace of those before: longer than this "
             "request may take.",
-            remedy="Try again after the seconds that Retry-After says, send fewer images at once, or allow more time.",
+            remedy="Try again after the seconds that Retry-After says, or allow more time.",
             retry_after=self._retry_after(),
         )
 
@@ -521,7 +517,6 @@ class DynamicBatcher(Generic[Item, Result]):
             self._is_failing = False
             if all(self.counts(entry.item) for entry in batch):
                 self._pace.observe(seconds, len(batch))
-                self._observed_at = monotonic()
                 self._length.observe(seconds, len(batch), on_loop=on_loop)
             if not self._is_brief(min(len(self._queue), self._max_batch_size)):
                 self._wake()  # before whoever writes an answer: a long run need not wait for it

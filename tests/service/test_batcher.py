@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from service import batcher as batcher_module
 from service.batcher import Admission, DynamicBatcher, _Alarm
 from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import REJECTION_REASONS, Metrics
@@ -459,11 +458,7 @@ async def test_what_no_run_could_answer_in_time_is_not_run(make: Make, metrics: 
     assert total(metrics, "evenkeel_rejected_images_total", reason="deadline_exceeded") == 2
 
 
-async def test_all_images_of_a_request_that_is_given_up_as_late_are_counted(
-    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batcher_module, "_RECENT", 0.0)
-
+async def test_all_images_of_a_request_that_is_given_up_as_late_are_counted(metrics: Metrics) -> None:
     def run(items: list[int]) -> list[str]:
         time.sleep(0.05)
         return [f"item {item}" for item in items]
@@ -491,30 +486,6 @@ async def test_a_run_that_was_slow_once_has_nobody_refused_without_a_try(make: M
     assert await ask(batcher, 0) == ["item 0"]
     pace[0] = 0.001
     assert await ask(batcher, 1, seconds=0.1) == ["item 1"]
-
-
-async def test_what_takes_several_runs_is_refused_where_they_took_too_long_of_late_though_nothing_waits(
-    make: Make, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pace = [0.1]
-
-    def run(items: list[int]) -> list[str]:
-        time.sleep(pace[0] * len(items))
-        return [f"item {item}" for item in items]
-
-    batcher = make(run, max_batch_size=1)
-    with batcher.admit(8, deadline=time.monotonic() + 0.5):  # nothing is known
-        pass
-    assert await ask(batcher, 0) == ["item 0"]
-    with pytest.raises(QueueFull, match=r"about 0\.8 s") as refused:
-        batcher.admit(8, deadline=time.monotonic() + 0.5)
-    assert "send fewer images at once" in (refused.value.remedy or "")
-    assert total(metrics, "evenkeel_rejected_images_total", reason="too_late") == 8
-    with batcher.admit(4, deadline=time.monotonic() + 0.5):
-        pass
-    monkeypatch.setattr(batcher_module, "_RECENT", 0.0)  # it was long ago
-    with batcher.admit(8, deadline=time.monotonic() + 0.5):
-        pass
 
 
 async def test_places_of_those_for_whom_nobody_waits_are_free(make: Make, echo: Echo, metrics: Metrics) -> None:
