@@ -13,7 +13,7 @@ from service.ending import early, leave
 if __name__ == "__main__":  # before what is imported below, which takes a second
     if sys.argv[1:2] == ["serve"]:
         early.hear()
-    else:
+    elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is begun that would be left undone
 
 import asyncio

@@ -8,8 +8,6 @@ from service.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
-_AWAY = "the database is away"
-
 
 class Background:
     """Does some work every so often, until it is stopped; what goes wrong is logged, and the work goes on.
@@ -26,7 +24,7 @@ class Background:
         self._at_the_end = at_the_end
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._failing = ""
+        self._failing: type[Exception] | None = None
 
     def start(self) -> None:
         """Begin."""
@@ -46,17 +44,17 @@ class Background:
         try:
             self._work()
         except StoreUnavailable as error:
-            if self._failing != _AWAY:  # once, not every time
+            if self._failing is not type(error):  # once, not every time
                 logger.warning("%s: %s", self._name, error)
-            self._failing = _AWAY
+            self._failing = type(error)
         except Exception as error:
-            if self._failing != repr(error):
+            if self._failing is not type(error):
                 logger.exception("%s failed", self._name)
-            self._failing = repr(error)
+            self._failing = type(error)
         else:
-            if self._failing:
+            if self._failing is not None:
                 logger.warning("%s: it works again", self._name)
-            self._failing = ""
+            self._failing = None
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval):

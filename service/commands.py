@@ -4,6 +4,7 @@ They need no running service and no admin key: whoever can write to the database
 every running process within two seconds.
 """
 
+import errno
 import getpass
 import json
 import os
@@ -47,6 +48,8 @@ Target = Annotated[
     Path | None, typer.Option(help="JSON file: each class's name and its share in this client's traffic")
 ]
 Unset = Annotated[list[str] | None, typer.Option(help="a field to give back to the model; may be repeated")]
+_FIELDS = {"rate": "images_per_second", "target": "target_distribution"}
+"""Of a policy, by the options that are called otherwise."""
 
 
 @clients.command()
@@ -126,9 +129,10 @@ def set_(  # noqa: PLR0917 - typer needs them so
     """Change some fields of a client's policy."""
     with _stores() as (policies, predictions):
         given = _given(locals())
-        if both := sorted(given.keys() & set(unset or ())):
+        dropped = {_FIELDS.get(field, field.replace("-", "_")) for field in unset or ()}
+        if both := sorted(given.keys() & dropped):
             _refuse(f"{', '.join(both)}: given and unset at once; do one of them")
-        policy = policies.set(name, given | dict.fromkeys(unset or ()), who=_who())
+        policy = policies.set(name, given | dict.fromkeys(dropped), who=_who())
         console.print_json(data=policy.model_dump(mode="json"))
         _warn_of_misfit(policy, predictions)
 
@@ -270,6 +274,8 @@ def _warn_of_misfit(policy: ClientPolicy, predictions: PredictionStore) -> None:
 
 def _show_key(name: str, key: str) -> None:
     try:
+        if sys.stdout is None:  # closed, where `print` says nothing
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         print(f"{key}\nKeep it: it is kept hashed here, and shown this once.", flush=True)  # noqa: T201 - to the letter
     except OSError as error:
         _refuse(f"{name} has a new key, which cannot be shown: {error}; make another with `clients rotate {name}`")
@@ -293,7 +299,7 @@ def _time(seconds: float) -> str:
 
 def _refuse(reason: str) -> NoReturn:
     typer.echo(f"evenkeel: {reason}", err=True)
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):  # closed, it is None
         sys.stdout.flush()
         sys.exit(2)
     os._exit(2)  # what it could not write Python would try to write once more, and complain

@@ -10,6 +10,7 @@ to what nobody will read again.
 import logging
 import math
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -49,6 +50,9 @@ _MIGRATION_DEADLINE = 60
 
 _MIGRATION_LOCK = 0x65766E6B  # any number, as long as it is always the same
 
+_SERVER = re.compile("[^:]+://([^@/?:]*(:[^@]*)?@)?[^@]*")
+"""The address of a PostgreSQL in which an '@' stands between password and host alone."""
+
 _UNDEFINED_TABLE = "42P01"
 """What PostgreSQL says of a table that is not there."""
 
@@ -67,18 +71,18 @@ def check_url(url: str) -> str:
             "postgresql://user:password@host:5432/evenkeel; correct it"
         ) from error
     if parsed.get_backend_name() == "sqlite":
-        _refuse_strange_sqlite(parsed)
+        _refuse_strange_sqlite(url, parsed)
     elif parsed.get_backend_name() != "postgresql":
         raise ValueError(f"a database must be sqlite or postgresql, got {parsed.get_backend_name()!r}; change it")
-    elif "@" in (parsed.host or ""):  # else a piece of the password would be looked up, and logged
-        raise ValueError("a user or password that holds '@', ':' or '/' is written with %40, %3A or %2F; change it")
+    elif not _SERVER.fullmatch(url):  # else a piece of a password may be looked up, and logged
+        raise ValueError("an '@' within a user, password or name is written %40, and '/' in a user %2F; change it")
     return url
 
 
-def _refuse_strange_sqlite(url: URL) -> None:
+def _refuse_strange_sqlite(text: str, url: URL) -> None:
     if url.drivername not in {"sqlite", "sqlite+pysqlite"}:
         raise ValueError(f"SQLite is reached by Python's own driver alone, got {url.drivername!r}; write sqlite:///...")
-    if url.username or url.password or url.host or url.port or url.query:
+    if url.username or url.password or url.host or url.port or "?" in text:
         raise ValueError("SQLite takes a file and nothing else: sqlite:/// and its path, which may begin with /")
     if url.database in {None, "", ":memory:"}:
         raise ValueError("SQLite needs a file here, as several threads and processes share it; name one")

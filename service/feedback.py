@@ -84,9 +84,9 @@ class Feedback:
         # Of another form is none, and a database need not take it: PostgreSQL takes no NUL.
         ids = {label.prediction for label in labels if noted_at(label.prediction) is not None}
         found = await self._blocking(lambda: self._find(ids, client))
-        if _fresh(ids - found.keys()):
+        if fresh := _fresh(ids - found.keys()):
             with self._place_to_wait(client):
-                await self._wait(ids, found, client)
+                await self._wait(fresh, found, client)
         return await self._blocking(lambda: self._keep(labels, found))
 
     def _keep(self, labels: Sequence[Label], found: dict[str, Served]) -> Receipt:
@@ -116,13 +116,13 @@ class Feedback:
             found |= self._store.find(sorted(missing), client)
         return found
 
-    async def _wait(self, ids: set[str], found: dict[str, Served], client: str | None) -> None:
+    async def _wait(self, fresh: set[str], found: dict[str, Served], client: str | None) -> None:
         """Look again, now and then, for what another process may be about to write, and add it to what was found."""
         pause, end = _PAUSE, time.monotonic() + _FRESH
-        while (fresh := _fresh(ids - found.keys())) and time.monotonic() < end:
-            await asyncio.sleep(pause)
+        while (missing := sorted(fresh - found.keys())) and (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(pause, left))
             pause *= 2
-            found |= await self._blocking(lambda fresh=fresh: self._store.find(fresh, client))  # type: ignore[misc]
+            found |= await self._blocking(lambda missing=missing: self._store.find(missing, client))  # type: ignore[misc]
 
     @contextmanager
     def _place_to_wait(self, client: str | None) -> Iterator[None]:
@@ -166,8 +166,8 @@ class Feedback:
             caller.counts.observe_label(group, right=truth == served.winner)
 
 
-def _fresh(ids: set[str]) -> list[str]:
-    """Return those, sorted, that look as if they were made just now; another machine's clock may be ahead."""
+def _fresh(ids: set[str]) -> set[str]:
+    """Return those that look as if they were made just now, by a clock that may be ahead or behind."""
     now = time.time()
     made = {each: noted_at(each) for each in ids}
-    return sorted(each for each, at in made.items() if at is not None and abs(now - at) < _FRESH)
+    return {each for each, at in made.items() if at is not None and abs(now - at) < _FRESH}

@@ -67,7 +67,10 @@ class Studies:
         policy = self._policies.client(name).policy  # first: for a name that can be none nothing else is asked
         grounds = model, self._predictions.label_count(name, model), policy
         if question not in self._known or self._known[question][0] != grounds:
-            self._known[question] = grounds, self._study(name, objective, which, model)
+            found = self._study(name, objective, which, model)
+            if found.model is None:  # a model that begins to serve is known to the database soon
+                return found
+            self._known[question] = grounds, found
         self._known.move_to_end(question)
         if len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)

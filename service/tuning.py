@@ -21,7 +21,7 @@ class Study:
 
     Attributes:
         client: whose.
-        model: the version of the model that its labels are of; None: none was ever served.
+        model: the version of the model that its labels are of; None: none that the database knows is served.
         current: the knobs of its requests that name none.
         labels: how many labelled predictions were found.
         tuning: what they say; None where they do not suffice.
@@ -66,7 +66,12 @@ def study(
     policy = policies.client(name).policy
     manifest = None if model is None else predictions.model(model)
     if model is None or manifest is None:
-        return Study(name, None, None, 0, None, "no model was served on this database yet")
+        reason = (
+            "no model was served on this database yet"
+            if model is None
+            else f"the database does not know the model {model} yet"
+        )
+        return Study(name, None, None, 0, None, reason)
     if manifest.task == "detection":
         return Study(name, model, None, 0, None, f"{manifest.name}, which is served, is a detector and takes no labels")
     terms = fit(policy, manifest, max_prior_strength)

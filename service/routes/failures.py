@@ -22,6 +22,7 @@ from service.errors import (
     ServiceError,
     StoreUnavailable,
 )
+from service.keys import without_keys
 from service.routes.context import service_of
 from service.schemas import ErrorResponse
 from service.telemetry import current
@@ -126,7 +127,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 def unexpected(request: Request, error: Exception) -> Response:
     """Return the answer to a fault of ours: the log says all, the answer nothing."""
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    logger.error("%s %s failed", request.method, without_keys(request.url.path), exc_info=error)
     return failure(
         InternalError("Something went wrong in the service.", remedy="Try again; the service's log says more."), request
     )

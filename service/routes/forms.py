@@ -245,10 +245,12 @@ def _json(body: bytes, options: Options, rules: RequestRules[Query]) -> Query:
         content: Any = rules.body.model_validate_json(body)
     except ValidationError as error:
         refusal = off_the_schema(error)
-        field = str(refusal.field)
-        is_option = "." not in field or field.rpartition(".")[2] in Options.__slots__
-        is_unknown = error.errors()[0]["type"] == "extra_forbidden" and is_option
-        raise rules.unknown(field, refusal.value, "body") if is_unknown else refusal from error
+        kind, place = error.errors()[0]["type"], error.errors()[0]["loc"]
+        if kind == "extra_forbidden" and len(place) == 1:
+            raise rules.unknown(str(place[0]), refusal.value, "body") from error
+        if kind == "extra_forbidden" and place[-1] in Options.__slots__:
+            raise rules.not_of_an_image(str(place[-1]), refusal.value, str(refusal.field)) from error
+        raise refusal from error
     refuse_repeated_keys(body)
     rules.refuse_too_many(len(content.images))
     for name in rules.names:

@@ -108,17 +108,27 @@ class RequestRules(ABC, Generic[Query]):
             setattr(options, name, self.option(name, text))
         return options
 
-    def unknown(self, field: str, value: Value, where: str) -> InvalidParameter:
-        """Return the refusal of an option, by its name or within what holds it, that the model's task does not have."""
-        name = field.rpartition(".")[2]
+    def unknown(self, name: str, value: Value, where: str) -> InvalidParameter:
+        """Return the refusal of an option that the model's task does not have."""
         return InvalidParameter(
             f"{name} is for another task than the model's: see `task` in GET /model."
             if name in Options.__slots__
             else f"The {where} takes no parameter called {name}.",
-            field=field,
+            field=name,
             value=value,
-            remedy=f"Use {', '.join(self.names if name == field else self.knobs)}, or leave it out.",
+            remedy=f"Use {', '.join(self.names)}, or leave it out.",
         )
+
+    def not_of_an_image(self, name: str, value: Value, field: str) -> InvalidParameter:
+        """Return the refusal of an option, called so in some task, that stands within an image and may not."""
+        if name in self.names:
+            message, remedy = f"{name} is for the whole request.", "Send it beside images, not within."
+        else:
+            message, remedy = (
+                self.unknown(name, value, "body").message,
+                f"Use {', '.join(self.knobs)}, or leave it out.",
+            )
+        return InvalidParameter(message, field=field, value=value, remedy=remedy)
 
     def option(self, name: str, text: str) -> float | int | bool:
         """Return the value of an option written as text."""

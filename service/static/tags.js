@@ -1,6 +1,7 @@
 // The numbers at the corners of boxes, side by side where they would hide each other. Knows no detection.
 
 const GAP = 1;
+const MOST = 100; // tags are kept apart; those after them stay at their corners
 const LINES = [0, 1, -1, 2, -2, 3, -3]; // a tag goes no further up or down than so many of its heights
 const DEAR = 3; // a way to the left, up or down counts as so much of one to the right
 const $ = (id) => document.getElementById(id);
@@ -30,7 +31,7 @@ export function placeTags() {
 /** Rectangles of whole pixels moved onto the stage and apart, each as little as it may be after those before it. */
 function spread(wanted, stage) {
   const placed = [];
-  wanted.forEach((each) => placed.push(settle(each, placed, stage)));
+  wanted.forEach((each) => placed.push(settle(each, placed.length < MOST ? placed : [], stage)));
   return placed;
 }
 

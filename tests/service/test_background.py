@@ -9,8 +9,8 @@ from service.errors import StoreUnavailable
 def test_what_goes_wrong_every_time_is_logged_once_until_it_changes_or_works_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    away, broken, worse = StoreUnavailable("away", remedy="wait"), ValueError("broken"), ValueError("worse")
-    outcomes = iter([away, away, broken, broken, worse, away, None, None, broken])
+    away, broken, worse = StoreUnavailable("away", remedy="wait"), ValueError("row 1"), RuntimeError("worse")
+    outcomes = iter([away, away, broken, ValueError("row 2"), worse, away, None, None, broken])
 
     def work() -> None:
         if (outcome := next(outcomes)) is not None:

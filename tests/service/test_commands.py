@@ -77,6 +77,17 @@ def test_a_key_that_cannot_be_shown_is_said_to_be_there_and_how_to_make_another(
     assert line.endswith("make another with `clients rotate shop`")
 
 
+def test_with_nowhere_to_write_to_a_command_says_what_is_wrong(run: Run) -> None:
+    run("clients", "add", "shop")
+    for name, reason in (("shop", "cannot be shown"), ("nobody", "There is no client of this name")):
+        command = [sys.executable, "-m", "service", "clients", "rotate", name]
+        shell = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+        result = subprocess.run(shell, stderr=subprocess.PIPE, text=True, check=False)
+        (line,) = result.stderr.splitlines()
+        assert reason in line
+        assert result.returncode == 2
+
+
 def test_one_key_is_revoked_and_the_others_stay(run: Run) -> None:
     run("clients", "add", "shop")
     run("clients", "rotate", "shop", "--keep")

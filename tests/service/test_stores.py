@@ -541,7 +541,11 @@ def test_a_folder_that_cannot_be_written_is_an_error_when_it_is_used(tmp_path: P
         ("sqlite://u:swordfish@host/x.sqlite", "a file and nothing else"),
         ("sqlite:////tmp/x.sqlite?mode=ro", "a file and nothing else"),
         ("postgresql://u:swordfish@host:port/x", "a database's address looks like"),
-        ("postgresql://u:p@swordfish@host/x", "with %40"),
+        ("sqlite:///a?swordfish.sqlite", "a file and nothing else"),
+        ("postgresql://u:p@swordfish@host/x", "written %40"),
+        ("postgresql://u:pa@swordfish/x@h:5432/d", "written %40"),
+        ("postgresql://u:p@ss?swordfish@h/d", "written %40"),
+        ("postgresql://swordfish/er:p@h/d", "written %40"),
         ("postgresql://u:p@swordfish:x@host/x", "a database's address looks like"),
     ],
 )
@@ -549,6 +553,19 @@ def test_an_address_that_cannot_be_used_is_refused(url: str, message: str) -> No
     with pytest.raises(ValueError, match=message) as refused:
         check_url(url)
     assert "swordfish" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://h/d",
+        "postgresql+psycopg://u%40x:p%40:/?@[::1]:5432/d?sslmode=require",
+        "postgresql:///d?host=/run/postgresql&host=other",
+        "sqlite:////var/lib/a b@c.sqlite",
+    ],
+)
+def test_an_address_that_can_be_used_stays_as_it_is(url: str) -> None:
+    assert check_url(url) == url
 
 
 def test_the_tables_are_made_wherever_the_package_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

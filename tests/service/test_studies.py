@@ -9,10 +9,12 @@ import pytest
 
 from service.clients import ClientPolicy
 from service.errors import RateLimited, UnknownClient
+from service.manifest import ManifestDraft
 from service.objectives import parse_objective
 from service.policy_store import Client
 from service.prediction_store import LabelCount
 from service.studies import Studies
+from tests.service.fakes import make_detection_manifest
 
 MODEL = "m" * 16
 OVERALL, BALANCED = parse_objective("overall"), parse_objective("balanced")
@@ -23,6 +25,7 @@ class Stores:
 
     def __init__(self) -> None:
         self.policy, self.labels, self.begun = ClientPolicy(), LabelCount(1, 1.0), 0
+        self.manifest: ManifestDraft | None = make_detection_manifest()  # of which nothing more is asked
         self.gate = threading.Event()
         self.gate.set()
 
@@ -34,9 +37,10 @@ class Stores:
     def label_count(self, client: str, model: str) -> LabelCount:
         return self.labels
 
-    def model(self, version: str) -> None:
+    def model(self, version: str) -> ManifestDraft | None:
         self.begun += 1
         assert self.gate.wait(10)
+        return self.manifest
 
 
 @pytest.fixture
@@ -70,6 +74,18 @@ async def test_a_study_is_made_again_only_when_what_it_is_made_of_or_asked_for_h
     assert await begun() == 5
     await studies.of("shop", OVERALL, "alpha", "n" * 16)
     assert stores.begun == 6
+
+
+async def test_what_is_said_of_a_model_that_the_database_does_not_know_yet_is_not_remembered(
+    studies: Studies, stores: Stores
+) -> None:
+    stores.manifest, known = None, stores.manifest
+    assert (
+        await studies.of("shop", OVERALL, "alpha", MODEL)
+    ).keep == f"the database does not know the model {MODEL} yet"
+    stores.manifest = known
+    assert (await studies.of("shop", OVERALL, "alpha", MODEL)).model == MODEL
+    assert stores.begun == 2
 
 
 async def test_as_many_as_are_remembered_and_no_more(studies: Studies, stores: Stores) -> None:

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.errors import DeadlineExceeded
-from service.keys import new_key
+from service.keys import new_key, without_keys
 from service.settings import Settings
 from service.telemetry import Exchange, Trace, continued, log_to_stderr
 from service.tracing import Tracing, TracingUnavailable
@@ -225,6 +225,9 @@ def test_a_key_in_a_path_is_not_logged(make_client: MakeClient, caplog: Any) -> 
         make_client(access_log=True).delete(f"/clients/shop/keys/{key}")
     assert caplog.records[-1].fields["path"] == "/clients/shop/keys/ek_..."
     assert key not in caplog.text
+    assert without_keys("/clients/week_2026-11-27-of-the-long-november/x") == (
+        "/clients/week_2026-11-27-of-the-long-november/x"
+    )
 
 
 def test_the_access_log_has_a_line_for_each_request(make_client: MakeClient, caplog: Any) -> None:

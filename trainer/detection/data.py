@@ -96,7 +96,8 @@ class DetectionSplits:
             return f"give the same --data, with the same pictures whole: now {len(now)} of {len(packed)} are"
         lost, found = np.setdiff1d(then, now), np.setdiff1d(now, then)
         remedies = (
-            f"missing or damaged now: {len(lost)} of its {len(then)} pictures; put back {self._names(lost)}",
+            f"missing, damaged or outside their folder now: {len(lost)} of its {len(then)} pictures; put in place "
+            f"{self._names(lost)}",
             f"whole now, and left out then: {len(found)} pictures; take away {self._names(found)}",
         )
         return "; ".join(remedy for remedy, some in zip(remedies, (lost, found), strict=True) if len(some))

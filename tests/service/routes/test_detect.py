@@ -223,6 +223,7 @@ def test_what_a_detector_does_not_take_is_refused_by_name(client: TestClient, qu
         ({"lines": True}, "lines"),
         ({"score_threshold": 2}, "score_threshold"),
         ({"images": [{"data": "AAAA", "prior_strength": 1}]}, "images[0].prior_strength"),
+        ({"images": [{"data": "AAAA", "top_k": 3}]}, "images[0].top_k"),
         ({"images": [{"data": "AAAA", "alpha": 9}]}, "images[0].alpha"),
     ],
 )
@@ -234,9 +235,11 @@ def test_json_is_checked_alike(client: TestClient, content: dict[str, Any], fiel
         "lines": (True, "Use alpha, score_threshold, top_k, masks, or leave it out.")
     }
     told["images[0].prior_strength"] = (1, "Use alpha, or leave it out.")
+    told["images[0].top_k"] = (3, "Send it beside images, not within.")
     if field in told:
         name = field.rpartition(".")[2]
-        assert refused["message"].startswith(f"{name} is for another task than the model's")
+        whose = "the whole request" if name == "top_k" else "another task than the model's"
+        assert refused["message"].startswith(f"{name} is for {whose}")
         assert (refused["value"], refused["remedy"]) == told[field]
 
 

@@ -186,7 +186,7 @@ def test_what_would_make_the_training_pictures_those_of_before_is_said(tmp_path:
     (tmp_path / "98.png").rename(tmp_path / "away.png")
     fewer = load_detection_splits(data)
     before, other = (whole.fingerprint(), fewer.fingerprint())
-    put_back = f"missing or damaged now: 1 of its 4 pictures; put back {tmp_path / '98.png'}"
+    put_back = f"missing, damaged or outside their folder now: 1 of its 4 pictures; put in place {tmp_path / '98.png'}"
     assert fewer.remedy(before, whole.train.rows) == fewer.remedy(before, None) == put_back
     take_away = f"whole now, and left out then: 1 pictures; take away {tmp_path / '98.png'}"
     assert whole.remedy(other, fewer.train.rows) == take_away

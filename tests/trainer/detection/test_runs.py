@@ -143,7 +143,9 @@ def test_a_run_whose_pictures_became_fewer_names_them(run: Path, pictures: Path,
         checkpoint.training_rows = None
         save_checkpoint(checkpoint, folder)
 
-    said = rf"other training data; missing or damaged now: 1 of its 4 pictures; put back {lost}$"
+    said = (
+        rf"other training data; missing, damaged or outside their folder now: 1 of its 4 pictures; put in place {lost}$"
+    )
     for forget in (bool, forget_rows):
         forget()
         for damage in (lost.unlink, lambda: lost.write_bytes(whole[:60])):
