@@ -24,7 +24,7 @@ Headers = list[tuple[bytes, bytes]]
 
 access = logging.getLogger("service.access")
 
-_ID = re.compile(rb"(?!ek_)[A-Za-z0-9._~:/+=@-]{1,128}")
+_ID = re.compile(rb"(?!ek_[A-Za-z0-9_-]{30})[A-Za-z0-9._~:/+=@-]{1,128}")  # and no key, as log lines bear it
 _TRACEPARENT = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _TIMES = (
     b"server-timing: decode;dur=%b, queue;dur=%b, inference;dur=%b, total;dur=%b\r\n"

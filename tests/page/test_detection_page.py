@@ -250,6 +250,21 @@ def test_numbers_of_one_corner_go_side_by_side_and_one_alone_to_its_corner(page:
     assert page.locator(".tag").evaluate(place) == [x1, y1]
 
 
+def test_of_very_many_numbers_the_first_are_kept_apart_and_the_others_stay_at_their_corners(
+    page: Page, photo: Path
+) -> None:
+    crowd(page, 130, [(0.5, 0.5)])
+    choose(page, photo)
+    page.locator("#threshold").fill("0.01")
+    expect(page.locator(".tag")).to_have_count(130)
+    places = page.evaluate(
+        "[...document.querySelectorAll('.tag')].reverse().map((tag) => [tag.offsetLeft, tag.offsetTop])"
+    )
+    apart, others = [tuple(place) for place in places[:100]], [tuple(place) for place in places[100:]]
+    assert len(set(apart)) == 100
+    assert len(set(others)) == 1
+
+
 def test_a_number_that_is_hidden_in_part_moves_no_further_than_it_must(page: Page, photo: Path) -> None:
     crowd(page, 2, [(0.5, 0.5), (0.49, 0.57)])
     choose(page, photo)

@@ -59,6 +59,12 @@ def test_a_client_is_added_listed_shown_changed_and_removed(run: Run) -> None:
     assert "There is no client of this name" in run("clients", "show", "shop", status=2).output
 
 
+def test_a_field_is_unset_by_the_name_of_its_option_too(run: Run) -> None:
+    run("clients", "add", "shop", "--rate", "5", "--alpha-max", "2", "--alpha", "1")
+    policy = json.loads(run("clients", "set", "shop", "--unset", "rate", "--unset", "alpha-max").output)
+    assert (policy["images_per_second"], policy["alpha_max"], policy["alpha"]) == (None, None, 1)
+
+
 def test_keys_are_rotated(run: Run) -> None:
     first = key_of(run("clients", "add", "shop"))
     second = key_of(run("clients", "rotate", "shop"))
