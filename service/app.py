@@ -42,6 +42,7 @@ from service.routes import (
 from service.routes.answers import AnswerWriter
 from service.routes.context import Readiness, Service
 from service.routes.rules import Rules
+from service.session import LANES
 from service.settings import Settings
 from service.threads import Threads, in_a_thread_of_its_own
 from service.tracing import Tracing
@@ -54,8 +55,8 @@ _NOTHING = Exhibits()
 _BRIEF = 0.004
 """Seconds of a run of the model for which the event loop may stand still: about what decoding a batch takes it."""
 
-RUNS_AT_ONCE_ON_A_DEVICE = 2
-"""While it works on a batch, the next is put together and copied to it."""
+RUNS_AT_ONCE_ON_A_DEVICE = 2 * LANES
+"""In each lane one runs, and the next waits there, put together: the device need not wait for the event loop."""
 
 READERS = 2
 """Long bodies that are read at a time. They share one interpreter; but none waits for the end of the longest."""

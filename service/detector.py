@@ -97,7 +97,7 @@ class OnnxDetector:
         }
         values = self._session.inputs | self._session.outputs
         for name, shape in expected.items():
-            found = values[name].shape
+            found = values[name]
             stated = [length if isinstance(length, int) else shape[at] for at, length in enumerate(found[: len(shape)])]
             if len(found) != len(shape) or stated != shape:
                 raise BundleError(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.bundle import PARITY_TOLERANCE, Bundle, BundleError, Manifest, Parity
 from service.scoring import Branches
-from service.session import Asked, OnnxSession, start_on
+from service.session import LANES, Asked, NoGraph, OnnxSession, start_on
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +82,20 @@ class OnnxModel:
         start_on(provider, lambda asked: self._start(bundle, asked, threads, max_batch_size))
 
     def _start(self, bundle: Bundle, asked: Asked, threads: int | None, max_batch_size: int) -> None:
+        try:
+            self._load(bundle, asked, threads, max_batch_size, graphs=True)
+        except NoGraph as problem:
+            reason = " ".join(str(problem).split())
+            logger.info("%s becomes no CUDA graph and runs without one, since %s", self.manifest.name, reason)
+        else:
+            return
+        vars(self).pop("_session", None)  # with its memory
+        self._load(bundle, asked, threads, max_batch_size, graphs=False)
+
+    def _load(self, bundle: Bundle, asked: Asked, threads: int | None, max_batch_size: int, *, graphs: bool) -> None:
         begin = perf_counter()
         sizes = _cuda_sizes(max_batch_size)
-        self._session = OnnxSession(bundle, asked, threads, OUTPUTS, sizes)
+        self._session = OnnxSession(bundle, asked, threads, OUTPUTS, sizes, lanes=LANES, graphs=graphs)
         self.provider, self.precision = self._session.provider, self._session.precision
         self._batch_sizes = sizes if self.provider == "cuda" else sorted({1, max_batch_size})
         self._check_contract()
@@ -108,25 +119,26 @@ class OnnxModel:
         *branches, feature_map = self._run((*_BRANCHES, _FEATURE_MAP), images)
         return Branches(*branches), feature_map
 
-    def _run(self, outputs: tuple[str, ...], images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    def _run(self, outputs: tuple[str, ...], images: NDArray[np.uint8], turn: int | None = None) -> list[NDArray[Any]]:
         count = len(images)
         size = count
         if self.provider == "cuda":
             size = next(size for size in self._batch_sizes if size >= count)
         if size > count:
             images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
-        inputs: dict[str, NDArray[Any]] = {"image": np.ascontiguousarray(images)}
-        for name in self._knobs:
-            inputs[name] = np.zeros(size, np.float32)
-        found = self._session.run(outputs, inputs)
+        found = self._session.run(outputs, self._inputs(images), turn)
         return found if size == count else [output[:count] for output in found]
+
+    def _inputs(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        knobs = {name: np.zeros(len(images), np.float32) for name in self._knobs}
+        return {"image": np.ascontiguousarray(images), **knobs}
 
     def _check_contract(self) -> None:
         self._session.refuse_without({"image"}, set(_BRANCHES))
         outputs, path = self._session.outputs, self._session.path
         self._knobs = [name for name in _KNOBS if name in self._session.inputs]  # some graphs count a knob's rows
-        self.feature_map_shape = _shape_of_one(outputs[_FEATURE_MAP].shape) if _FEATURE_MAP in outputs else None
-        classes = outputs["factual_logits"].shape[-1]
+        self.feature_map_shape = _shape_of_one(outputs[_FEATURE_MAP]) if _FEATURE_MAP in outputs else None
+        classes = outputs["factual_logits"][-1]
         if isinstance(classes, int) and classes != len(self.manifest.classes):
             raise BundleError(
                 f"{path} has {classes} classes and the manifest {len(self.manifest.classes)}; export the bundle again"
@@ -135,23 +147,25 @@ class OnnxModel:
     def _warm_up(self) -> None:
         spec = self.manifest.input
         for size in self._batch_sizes:
-            self.branches(np.zeros((size, spec.height, spec.width, 3), np.uint8))
+            images = np.zeros((size, spec.height, spec.width, 3), np.uint8)
+            self._session.first_run(_BRANCHES, self._inputs(images))
 
     def _check_parity(self, bundle: Bundle) -> None:
-        """Check every size on CUDA, each of which has kernels of its own, and the CPU once."""
+        """Check every session on CUDA, as each has kernels of its own, and the CPU once."""
         parity, log_class_share = bundle.parity(), self.manifest.log_class_share()
         once = min(self._batch_sizes[-1], len(parity.images))
         for size in self._batch_sizes if self.provider == "cuda" else [once]:
-            branches = self._branches_in_batches(parity.images, size)
-            logits = _logits(branches, parity, log_class_share)
-            gaps = parity.gaps({**branches._asdict(), "logits": logits})
-            self._session.refuse_gaps(gaps, PARITY_TOLERANCE[self.precision])
+            for turn in self._session.turns(size):
+                branches = self._branches_in_batches(parity.images, size, turn)
+                logits = _logits(branches, parity, log_class_share)
+                gaps = parity.gaps({**branches._asdict(), "logits": logits})
+                self._session.refuse_gaps(gaps, PARITY_TOLERANCE[self.precision])
 
-    def _branches_in_batches(self, images: NDArray[np.uint8], size: int) -> Branches:
+    def _branches_in_batches(self, images: NDArray[np.uint8], size: int, turn: int) -> Branches:
         """Return the branches of N pictures, run in full batches of this size: the last begins again at the first."""
         count = len(images)
         rows = np.arange(ceil(count / size) * size).reshape(-1, size) % count
-        parts = [self.branches(images[batch]) for batch in rows]
+        parts = [self._run(_BRANCHES, images[batch], turn) for batch in rows]
         return Branches(*(np.concatenate(part)[:count] for part in zip(*parts, strict=True)))
 
 

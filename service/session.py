@@ -7,6 +7,7 @@ import ctypes
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from service.bundle import Bundle, BundleError, Precision
 from service.cores import available_cores
+from service.lanes import RUN_OPTIONS, Lanes, shapes_of
 from service.onnx_file import reduced
 
 logger = logging.getLogger(__name__)
@@ -26,25 +28,22 @@ EXECUTION_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda
 
 
 CUDA_OPTIONS = {"use_tf32": "0"}
-"""TF32 would cost parity in fp32. On an H200, ResNeXt-50 in batches of 32, images/s (tests/benchmarks/RESULTS.md):
+"""TF32 would cost parity in fp32; what others do is in the results of the benchmarks."""
 
-- `prefer_nhwc`: with it 3,638 in one run at a time, 3,936 in two at once, as the service runs them, and 1,733 in fp32;
-  without it 2,555 to 3,230, 3,945 to 4,246 and 2,256.
-- `cudnn_conv_algo_search` by heuristics: 3,317 in one run at a time. What two at once or sizes in turn gain is unknown.
-- `enable_cuda_graph`: 5,093. ONNX Runtime captures a graph for each thread that runs a session, in a mode in which CUDA
-  refuses all other threads calls that may be unsafe: those that serve while a reload warms up. What the service gains
-  is not known yet: `tests/benchmarks/gpu_graphs.py` is there to measure it.
-"""
+LANES = 2
+"""Runs at once on CUDA: while one is copied there and back, another computes. A third adds 2 % (ResNeXt-50, H200)."""
 
 
 class ProviderUnavailable(Exception):  # noqa: N818 - as all domain errors here
     """The execution provider that was asked for does not run on this machine."""
 
 
+class NoGraph(Exception):  # noqa: N818 - as all domain errors here
+    """The model does not become a CUDA graph."""
+
+
 _WARNING, _ERROR, _FATAL = 2, 3, 4
 """Of ONNX Runtime's severities, of which the first is its default."""
-RUN_OPTIONS = onnxruntime.RunOptions()
-"""One for all runs, and nothing set: for a run without any, ONNX Runtime makes one, in 3 us."""
 
 
 def start_on(asked: Asked, start: Callable[[Asked], None]) -> None:
@@ -72,18 +71,21 @@ def start_on(asked: Asked, start: Callable[[Asked], None]) -> None:
 class OnnxSession:
     """A bundle's model file on one device: on the CPU in one session, on CUDA in one for each size of a batch.
 
-    A session on CUDA plans its convolutions anew whenever the size changes, which takes it 200 ms where the run takes 2
-    to 8 (ResNeXt-50 on an H200). So each sees one size alone, and holds the weights by itself.
-
     Args:
         bundle: a verified bundle.
         asked: `auto` takes CUDA where nothing is known to speak against it, and says in the log what does.
         threads: threads within an operator; None: the cores that this process may really use.
         outputs: those that will be asked for; nothing that leads to others alone is run. None: all.
         sizes: how many pictures `image` may hold in a run on CUDA; the CPU takes any.
+        lanes: runs at once on CUDA, beside the first of the largest size alone.
+        graphs: whether runs on CUDA are to become graphs.
+
+    Attributes:
+        inputs, outputs: of the model, and their shapes.
 
     Raises:
         ProviderUnavailable: CUDA does not run, or has no room for so many sessions.
+        NoGraph: a graph is asked for, and the model does not open with one; it may without.
         BundleError: the file is no model.
     """
 
@@ -94,14 +96,27 @@ class OnnxSession:
         threads: int | None,
         outputs: Sequence[str] | None = None,
         sizes: Sequence[int] = (1,),
+        *,
+        lanes: int = 1,
+        graphs: bool = False,
     ) -> None:
-        self.provider, self.precision, self.path, sessions = _start(
-            bundle, asked, threads or available_cores(), outputs, sizes
-        )
-        self._session = sessions[0]
-        self._session_of_size = dict(zip(sizes, sessions, strict=False))
-        self.inputs = {value.name: value for value in self._session.get_inputs()}
-        self.outputs = {value.name: value for value in self._session.get_outputs()}
+        self.provider = _choose(asked)
+        self.precision, self.path = _model_file(bundle, self.provider)
+        self._sizes, self._graphs = sizes, graphs and self.provider == "cuda"
+        with nullcontext(self.path) if outputs is None else reduced(self.path, outputs) as file:
+            opens = partial(_open, file, self.path, threads=threads or available_cores())
+            if self.provider == "cpu":
+                self._session = opens("cpu")
+                self.inputs, self.outputs = shapes_of(self._session)
+                return
+            try:
+                self._lanes = Lanes(partial(opens, "cuda", graphs=self._graphs), sizes, lanes)
+            except BundleError as error:
+                if self._graphs:
+                    raise NoGraph(str(error.__cause__)) from error
+                opens("cpu")  # refuses the file if that is at fault
+                raise _does_not_run(self.path, sizes, error.__cause__) from error
+            self.inputs, self.outputs = self._lanes.inputs, self._lanes.outputs
 
     def refuse_without(self, inputs: set[str], outputs: set[str]) -> None:
         """Refuse a model that lacks an input or an output.
@@ -117,9 +132,12 @@ class OnnxSession:
 
         Raises:
             BundleError: by how much.
+            NoGraph: likewise, where runs are graphs.
         """
         if wrong := {name: gap for name, gap in gaps.items() if gap > tolerance}:
             shown = ", ".join(f"{name} by {gap:.2g}" for name, gap in wrong.items())
+            if self._graphs:
+                raise NoGraph(f"its answers to the parity samples differ: {shown}")
             raise BundleError(
                 f"{self.path} on {self.provider} differs from the trained model on the parity samples: {shown}, and "
                 f"at most {tolerance} is tolerated in {self.precision}; export the bundle again or choose another "
@@ -135,57 +153,57 @@ class OnnxSession:
 
         Raises:
             ProviderUnavailable: a run failed on CUDA.
+            NoGraph: likewise, where runs were to be graphs.
         """
         quiet = self.provider == "cuda" and not logger.isEnabledFor(logging.DEBUG)
         try:
             if quiet:
                 onnxruntime.set_default_logger_severity(_FATAL)
             yield
-        except BundleError:
+        except (BundleError, NoGraph):
             raise
         except Exception as error:  # ONNX Runtime's own errors have no common base
             if self.provider == "cpu":
                 raise
-            raise _does_not_run(self.path, list(self._session_of_size), error) from error
+            if self._graphs:
+                raise NoGraph(str(error)) from error
+            raise _does_not_run(self.path, self._sizes, error) from error
         finally:
             if quiet:
                 onnxruntime.set_default_logger_severity(_WARNING)
 
-    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Return the outputs of one run; any thread may call it."""
-        if self.provider == "cpu":
-            results: list[NDArray[Any]] = self._session.run(outputs, inputs, RUN_OPTIONS)
-            return results
-        session = self._session_of_size[len(inputs["image"])]
-        binding = session.io_binding()  # copies in and out once, and nothing that was not asked for
-        for name, array in inputs.items():
-            binding.bind_cpu_input(name, array)
-        for name in outputs:
-            binding.bind_output(name)
-        session.run_with_iobinding(binding)
-        bound: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
-        return bound
+    def first_run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Have runs of these outputs and of this size be quick from now on: with graphs, by a graph."""
+        if self._graphs:
+            self._lanes.capture(outputs, inputs)
+        else:
+            for turn in self.turns(len(inputs["image"])):
+                self.run(outputs, inputs, turn)
+
+    def turns(self, size: int) -> range:
+        """Return a number for each way in which batches of this size are run."""
+        return range(1 if self.provider == "cpu" else self._lanes.count(size))
+
+    def run(
+        self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]], turn: int | None = None
+    ) -> list[NDArray[Any]]:
+        """Return the outputs of one run; any thread may call it.
+
+        Args:
+            outputs, inputs: of the model.
+            turn: one of `turns`; None: whichever is free.
+        """
+        if self.provider == "cuda":
+            return self._lanes.run(outputs, inputs, turn)
+        results: list[NDArray[Any]] = self._session.run(outputs, inputs, RUN_OPTIONS)
+        return results
 
 
-def _start(
-    bundle: Bundle, asked: Asked, threads: int, outputs: Sequence[str] | None, sizes: Sequence[int]
-) -> tuple[Provider, Precision, Path, list[onnxruntime.InferenceSession]]:
-    provider = _choose(asked)
+def _model_file(bundle: Bundle, provider: Provider) -> tuple[Precision, Path]:
     precision: Precision = "fp16" if provider == "cuda" and bundle.model_path("fp16") else "fp32"
     path = bundle.model_path(precision)
     assert path is not None, "every bundle has an fp32 model"
-    with nullcontext(path) if outputs is None else reduced(path, outputs) as file:
-        if provider == "cpu":
-            return provider, precision, path, [_open(file, path, provider, threads)]
-        return provider, precision, path, _open_on_cuda(file, path, threads, sizes)
-
-
-def _open_on_cuda(file: Path, path: Path, threads: int, sizes: Sequence[int]) -> list[onnxruntime.InferenceSession]:
-    try:
-        return [_open(file, path, "cuda", threads) for _ in sizes]
-    except BundleError as error:
-        _open(file, path, "cpu", threads)  # refuses the file if that is at fault
-        raise _does_not_run(path, sizes, error.__cause__) from error
+    return precision, path
 
 
 def _does_not_run(path: Path, sizes: Sequence[int], error: BaseException | None) -> ProviderUnavailable:
@@ -226,7 +244,9 @@ def _cuda_problem() -> str | None:
     return None
 
 
-def _open(file: Path, path: Path, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+def _open(
+    file: Path, path: Path, provider: Provider, threads: int, *, graphs: bool = False
+) -> onnxruntime.InferenceSession:
     """Open a file, which is `path` or what was made of it."""
     onnxruntime.disable_telemetry_events()  # some builds report to their makers; a service tells nobody of itself
     options = onnxruntime.SessionOptions()
@@ -239,7 +259,7 @@ def _open(file: Path, path: Path, provider: Provider, threads: int) -> onnxrunti
     chosen: list[Any] = [EXECUTION_PROVIDERS[provider]]
     if provider == "cuda":
         onnxruntime.preload_dlls()
-        chosen = [(EXECUTION_PROVIDERS["cuda"], dict(CUDA_OPTIONS))]
+        chosen = [(EXECUTION_PROVIDERS["cuda"], {**CUDA_OPTIONS, "enable_cuda_graph": str(int(graphs))})]
     try:
         session = onnxruntime.InferenceSession(file, options, providers=chosen)
     except Exception as error:  # ONNX Runtime's own errors have no common base

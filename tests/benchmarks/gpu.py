@@ -29,7 +29,7 @@ import onnxruntime
 from service.bundle import Bundle
 from service.cores import available_cores
 from service.model import OnnxModel
-from service.session import Provider, ProviderUnavailable
+from service.session import LANES, Provider, ProviderUnavailable
 from tests.benchmarks.decoding_alone import decode_alone
 from tests.benchmarks.gpu_load import Rate, Requests, batched, load
 from tests.benchmarks.gpu_raw import BATCH, LARGER
@@ -65,21 +65,24 @@ def measure(workplace: Workplace, plan: Plan, results: Path) -> list[Figure]:
     for old in (lines, results / "survey.jsonl"):
         old.unlink(missing_ok=True)
     figures = [Figure(PART, "measured on", None, note=where)]
+
+    def add(name: str, found: Callable[[], list[Figure]]) -> None:
+        figures.extend(_part(name, found))  # and kept at once: whoever lends a GPU may want it back
+        (results / "figures.json").write_text(json.dumps([figure.to_json() for figure in figures], indent=1))
+
     _part("raw fp16", lambda: _raw(heavy, "fp16", plan, lines, short=True))
-    figures += _part("batches", lambda: _batches(heavy, plan, workplace, lines))
+    add("batches", lambda: _batches(heavy, plan, workplace, lines))
     raw = raw_rate(_read(lines))
     _say(f"raw {raw:,.0f} images/s")
-    figures += _part("single JPEGs", lambda: _jpegs(heavy, plan, workplace, raw))
-    figures += _part("a reload", lambda: reload_under_load(PART, heavy, _tensors(heavy), plan, workplace))
-    figures += _part("CUDA graphs", lambda: _graphs(heavy, plan, workplace, raw))
-    figures += _part("larger batches", lambda: _larger(heavy, plan, workplace))
-    figures += _part("one run at a time", lambda: _one_at_a_time(heavy, plan, workplace, raw))
-    figures += _part("parity and sizes", lambda: _parity(heavy, plan))
-    figures += _part("a small model", lambda: _small(small, plan))
+    add("single JPEGs", lambda: _jpegs(heavy, plan, workplace, raw))
+    add("a reload", lambda: reload_under_load(PART, heavy, _tensors(heavy), plan, workplace))
+    add("without CUDA graphs", lambda: _without_graphs(heavy, plan, workplace, raw))
+    add("runs at once", lambda: _runs_at_once(heavy, plan, workplace, raw))
+    add("larger batches", lambda: _larger(heavy, plan, workplace))
+    add("parity and sizes", lambda: _parity(heavy, plan))
+    add("a small model", lambda: _small(small, plan))
     for precision in ("fp16", "fp32") if plan.survey else ():
-        survey = partial(_raw, heavy, precision, plan, results / "survey.jsonl")
-        figures += _part(f"survey {precision}", survey)
-    (results / "figures.json").write_text(json.dumps([figure.to_json() for figure in figures], indent=1))
+        add(f"survey {precision}", partial(_raw, heavy, precision, plan, results / "survey.jsonl"))
     return figures
 
 
@@ -134,8 +137,9 @@ def raw_figure(what: str, line: Mapping[str, Any]) -> Figure:
 
 def raw_rate(lines: Lines) -> float:
     """Return the images/s of the fastest way to run the model as it is served, copies and all; 0: none ran."""
-    ways = (f"{way}, {BATCH}{threads}" for way in ("bound", "feeds", "copied") for threads in ("", ", 2 threads"))
-    return max(_rate_of(lines, f"as served: {way}") for way in ways)
+    ways = ("bound", "feeds", "copied", "cuda graph, copied")
+    threads = ("", ", 2 threads")
+    return max(_rate_of(lines, f"as served: {way}, {BATCH}{each}") for way in ways for each in threads)
 
 
 def _rate_of(lines: Lines, what: str) -> float:
@@ -144,14 +148,6 @@ def _rate_of(lines: Lines, what: str) -> float:
 
 def _read(lines: Path) -> Lines:
     return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-
-
-def _one_at_a_time(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
-    """Start a service by itself, and have it run one batch at a time: what the second one at once is worth."""
-    with services(bundle.path, 1, plan, workplace, COMPARED_RUNS_AT_ONCE="1") as [server]:
-        start = Figure(PART, "process start to ready", server.seconds_to_ready, "s", note=_stages(server))
-        found = load([server.port], _tensors(bundle), processes=4, connections=4, seconds=plan.seconds)
-    return [start, _over_http("binary batches, one run at a time, 4 clients", found, raw, None)]
 
 
 def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, lines: Path) -> list[Figure]:
@@ -170,25 +166,52 @@ def _batches(bundle: Bundle, plan: Plan, workplace: Workplace, lines: Path) -> l
             else:
                 loads.append((f"binary batches, {count} process{'es' * (count > 1)}, {clients} clients", found))
         _say(_busy(servers[0]))
+        lone = _lone(servers[0], bundle, plan, "as served")
     figures = _raw(bundle, "fp16", plan, lines, short=True)  # all lines of the file: before, and now again
     raw = raw_rate(_read(lines))
     middle = sorted(whole, key=lambda found: found.images)[len(whole) // 2]
     goal = _over_http("binary batches, 1 process, 4 clients", middle, raw, at_least(0.9))
     rates = ", ".join(f"{found.images:,.0f}" for found in whole)
     goal = replace(goal, note=f"{goal.note}; the median of {rates} images/s")
-    return [*figures, goal, *(_over_http(what, found, raw, None) for what, found in loads)]
+    return [*figures, goal, *(_over_http(what, found, raw, None) for what, found in loads), lone]
 
 
-def _graphs(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
-    """Have the service replay CUDA graphs, which it has not: whether they would pay."""
+def _without_graphs(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
+    """Have the service launch kernels one by one: what graphs are worth."""
     figures = []
-    with services(bundle.path, 1, plan, workplace, COMPARED_CUDA_GRAPHS="1") as [server]:
-        what = "process start to ready, with CUDA graphs"
+    with services(bundle.path, 1, plan, workplace, COMPARED_WITHOUT_GRAPHS="1") as [server]:
+        what = "process start to ready, without CUDA graphs"
         figures.append(Figure(PART, what, server.seconds_to_ready, "s", note=_stages(server)))
         for clients in (4, 6):
-            found = load([server.port], _tensors(bundle), processes=clients, connections=clients, seconds=plan.seconds)
-            figures.append(_over_http(f"binary batches, CUDA graphs, {clients} clients", found, raw, None))
+            what = f"binary batches, without CUDA graphs, {clients} clients"
+            figures.append(_over_http(what, _send(server, bundle, plan, clients), raw, None))
+        figures.append(_lone(server, bundle, plan, "without CUDA graphs"))
     return figures
+
+
+def _runs_at_once(bundle: Bundle, plan: Plan, workplace: Workplace, raw: float) -> list[Figure]:
+    """Start a service by itself, and have it run fewer batches at once: what each is worth."""
+    figures = []
+    for count in (1, LANES, LANES + 1):
+        with services(bundle.path, 1, plan, workplace, COMPARED_RUNS_AT_ONCE=str(count)) as [server]:
+            if count == 1:
+                figures.append(
+                    Figure(PART, "process start to ready", server.seconds_to_ready, "s", note=_stages(server))
+                )
+            what = f"binary batches, {count} run{'s' * (count > 1)} at once, 4 clients"
+            figures.append(_over_http(what, _send(server, bundle, plan, 4), raw, None))
+    return figures
+
+
+def _send(server: Server, bundle: Bundle, plan: Plan, clients: int) -> Rate:
+    return load([server.port], _tensors(bundle), processes=clients, connections=clients, seconds=plan.seconds)
+
+
+def _lone(server: Server, bundle: Bundle, plan: Plan, how: str) -> Figure:
+    """Ask for one picture after the other, without any other request."""
+    found = load([server.port], _tensors(bundle, images=1), processes=1, connections=1, seconds=plan.seconds)
+    stages = f"inference {found.stages.get('inference-time', 0):.2f} ms, p99 {found.p99 * 1e3:.2f}; {found.fault}"
+    return Figure(PART, f"a lone picture over HTTP, {how}", found.p50 * 1e3, "ms", note=stages.removesuffix("; "))
 
 
 def _larger(bundle: Bundle, plan: Plan, workplace: Workplace) -> list[Figure]:
@@ -241,9 +264,9 @@ def _over_http(what: str, found: Rate, raw: float, goal: Goal | None) -> Figure:
     return Figure(PART, f"{what} / raw", found.images / raw if raw else None, goal=goal, note=note)
 
 
-def _tensors(bundle: Bundle) -> Requests:
+def _tensors(bundle: Bundle, images: int = BATCH) -> Requests:
     spec = bundle.manifest.input
-    return batched(bundle.manifest.name, spec.height, spec.width, BATCH)
+    return batched(bundle.manifest.name, spec.height, spec.width, images)
 
 
 def _stages(server: Server) -> str:

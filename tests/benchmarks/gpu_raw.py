@@ -189,7 +189,7 @@ class Book:
 
 
 def measure(bundle: Bundle, book: Book, precision: str, provider: Provider, seconds: float, *, short: bool) -> None:
-    """Compare the ways to run the model with each of the options, then CUDA graphs.
+    """Compare the ways to run the model with each of the options, then CUDA graphs, as the service has them.
 
     Short: with the service's options and in its largest batches alone.
     """
@@ -215,7 +215,7 @@ def measure(bundle: Bundle, book: Book, precision: str, provider: Provider, seco
             if not short:
                 _sizes(raw, book, name, seconds, everything=precision == "fp16" and name in _WHOLLY)
             del raw
-    for name in () if short else ("as served", "nhwc"):
+    for name in ("as served",) if short else ("as served", "nhwc"):
         capturing = partial(Raw, bundle, precision, provider, {**OPTIONS[name], "enable_cuda_graph": "1"})
         for size, threads in ((BATCH, 1), (BATCH, 2), (1, 1)):
             graph = partial(_graph, capturing, seconds, size, threads)
@@ -287,7 +287,8 @@ def _graph(open_session: Callable[[], Raw], seconds: float, size: int, threads: 
             running = [pool.submit(_stretch, [once], size, seconds) for pool, once in zip(pools, ways, strict=True)]
             rates.append(sum(each.result() for each in running))
     middle = statistics.median(rates)
-    return {"images/s": middle, "ms": 1e3 * threads * size / middle, "gap": gap}
+    found = {"images/s": middle} if size > 1 else {"ms": 1e3 * threads / middle}
+    return {**found, "size": size, "gap": gap}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,9 +19,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from service.cores import available_cores
+from service.lanes import RUN_OPTIONS
 from service.model import OUTPUTS
 from service.onnx_file import reduced
-from service.session import RUN_OPTIONS
 from tests.benchmarks.models import CIFAR, HEAVY, plain_model
 from tests.benchmarks.result import Figure, at_most
 from tests.benchmarks.rounds import median_ratio, median_within

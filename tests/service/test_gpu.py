@@ -1,8 +1,12 @@
 """On a real GPU what the other tests show with sessions that stand for one; without a GPU all of it is skipped."""
 
+import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -16,6 +20,16 @@ from tests.provider import needs_gpu
 from tests.service.tiny_detector import HEIGHT, WIDTH, write_detection_bundle
 from tests.service.tiny_detector import reference as detected
 from tests.service.tiny_model import reference, write_tiny_bundle
+
+HOLDS_A_MODEL = """
+import sys
+from pathlib import Path
+from service.bundle import read_bundle
+from service.model import OnnxModel
+
+model = OnnxModel(read_bundle(Path(sys.argv[1])), provider="cuda", max_batch_size=2)
+print(model.provider)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +52,55 @@ def test_branches_equal_the_reference_also_where_two_batches_run_at_once(tmp_pat
 def test_half_precision_is_served_where_the_bundle_has_it_and_keeps_its_parity(tmp_path: Path) -> None:
     model = OnnxModel(bundle_of(CIFAR, tmp_path, half=True), provider="cuda", max_batch_size=4)  # refuses what differs
     assert (model.provider, model.precision) == ("cuda", "fp16")
+
+
+def test_batches_of_every_size_equal_single_pictures_by_graphs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        model = OnnxModel(bundle_of(CIFAR, tmp_path, half=True), provider="cuda", max_batch_size=16)
+    assert "no CUDA graph" not in caplog.text
+    images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    alone = np.concatenate([model.branches(images[row : row + 1]).factual_logits for row in range(16)])
+    for count in (16, 2, 8, 3, 16, 1, 5):
+        found = model.branches(images[:count]).factual_logits
+        np.testing.assert_allclose(found, alone[:count], rtol=1e-2, atol=1e-2)
+        maps = model.branches_and_feature_map(images[:count])[1]  # by no graph, in memory that graphs use too
+        assert np.isfinite(maps).all()
+
+
+def test_models_are_loaded_and_let_go_beside_one_that_runs_and_none_disturbs_it(tmp_path: Path) -> None:
+    bundle, images = bundle_of(CIFAR, tmp_path, half=True), np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3))
+    model, batch, over = OnnxModel(bundle, provider="cuda", max_batch_size=8), images.astype(np.uint8), Event()
+    expected = model.branches(batch)
+
+    def run() -> int:
+        runs = 0
+        while not over.is_set():
+            for count in (8, 1):
+                found = model.branches(batch[:count])
+                np.testing.assert_allclose(found.factual_logits, expected.factual_logits[:count], rtol=1e-2, atol=1e-2)
+            model.branches_and_feature_map(batch)
+            runs += 1
+        return runs
+
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(run) for _ in range(2)]
+        try:
+            for _ in range(4):
+                other = OnnxModel(bundle, provider="cuda", max_batch_size=8)
+                np.testing.assert_allclose(other.branches(batch).factual_logits, expected.factual_logits, atol=1e-2)
+                del other
+        finally:
+            over.set()
+        assert all(each.result() > 20 for each in running)
+
+
+def test_a_process_that_has_a_model_ends_as_any_other(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    command = [sys.executable, "-c", HOLDS_A_MODEL, str(bundle.path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "cuda\n", "")
 
 
 def test_feature_maps_come_where_they_are_asked_for(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import gc
 import logging
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 
 from service.bundle import Bundle, BundleError, Parity
+from service.lanes import RUN_OPTIONS
 from service.model import OnnxModel
 from service.session import ProviderUnavailable
 from tests.service.fake_cuda import SessionOnTheCpu
@@ -123,10 +125,10 @@ def no_room_for_the_parity_check(monkeypatch: pytest.MonkeyPatch, cuda: list[Ses
 def no_room_for_runs_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     run = SessionOnTheCpu.run_with_iobinding
 
-    def run_if_there_is_room(session: SessionOnTheCpu, binding: Any) -> None:
+    def run_if_there_is_room(session: SessionOnTheCpu, binding: Any, options: Any) -> None:
         if len(session.sizes) >= count:
             raise RuntimeError("CUDA failure 2: out of memory")
-        run(session, binding)
+        run(session, binding, options)
 
     monkeypatch.setattr(SessionOnTheCpu, "run_with_iobinding", run_if_there_is_room)
 
@@ -167,50 +169,136 @@ def test_what_is_not_asked_of_a_file_is_left_out_once_for_all_sessions(
     files: list[Path] = []
     opened_by(monkeypatch, lambda path, _: files.append(path))
     OnnxModel(bundle, provider="cuda", max_batch_size=4)
-    assert len(files) == 3
+    assert len(files) == 4
     assert len({*files, bundle.model_path("fp32")}) == 2
 
 
 def test_on_cuda_a_session_never_sees_a_batch_of_another_size(bundle: Bundle, cuda: list[SessionOnTheCpu]) -> None:
     model = OnnxModel(bundle, provider="cuda", max_batch_size=6)
     warm = [session.sizes for session in cuda]
-    assert [set(sizes) for sizes in warm] == [{1}, {2}, {4}, {6}]
+    assert [set(sizes) for sizes in warm] == [{1}, {2}, {4}, {6}, {6}]
     samples = len(bundle.parity().images)
-    assert [len(sizes) for sizes in warm] == [1 + -(-samples // size) for size in (1, 2, 4, 6)]  # warmed, then checked
+    parts = [-(-samples // size) for size in (1, 2, 4, 6, 6)]
+    assert [len(sizes) for sizes in warm] == [2 + count for count in parts]  # planned, captured, then checked
 
     for session in cuda:
         session.sizes.clear()
     for count in (3, 1, 6, 5, 2):
-        images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-        expected = reference(images, np.zeros(count), np.zeros(count))
-        for name, actual in model.branches(images)._asdict().items():
+        assert_branches(model, count)
+    assert [session.sizes for session in cuda] == [[1], [2], [4], [6, 6], []]
+
+
+def assert_branches(model: OnnxModel, count: int) -> None:
+    """See that the branches of so many pictures are right."""
+    images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    expected = reference(images, np.zeros(count), np.zeros(count))
+    for name, actual in model.branches(images)._asdict().items():
+        np.testing.assert_allclose(actual, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_on_cuda_branches_come_by_a_graph_and_stay_what_they_are_when_it_runs_again(
+    bundle: Bundle, cuda: list[SessionOnTheCpu]
+) -> None:
+    model = OnnxModel(bundle, provider="cuda", max_batch_size=2)
+    graphs = [session.graph for session in cuda]
+    assert all(graphs)
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), dtype=np.uint8)
+    first = model.branches(images[0])
+    branches, feature_map = model.branches_and_feature_map(images[1])  # which no graph gives
+    model.branches(images[2])
+    for found, given in ((first, images[0]), (branches, images[1])):
+        expected = reference(given, np.zeros(2), np.zeros(2))
+        for name, actual in found._asdict().items():
             np.testing.assert_allclose(actual, expected[name], rtol=1e-4, atol=1e-4)
-    assert [session.sizes for session in cuda] == [[1], [2], [4], [6, 6]]
+    pixels = (images[1].astype(np.float32) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(feature_map, pixels.transpose(0, 3, 1, 2), rtol=1e-4, atol=1e-4)
+    assert [session.graph for session in cuda] == graphs
+
+
+def no_graph_at_all(monkeypatch: pytest.MonkeyPatch, cuda: list[SessionOnTheCpu]) -> str:
+    open_session = onnxruntime.InferenceSession
+
+    def opened(path: Path, options: Any, providers: list[Any]) -> Any:
+        if providers[0][1]["enable_cuda_graph"] == "1":
+            raise RuntimeError("This session cannot use the graph capture feature")
+        return open_session(path, options, providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    return "This session cannot use the graph capture feature"
+
+
+def no_capture(monkeypatch: pytest.MonkeyPatch, cuda: list[SessionOnTheCpu]) -> str:
+    run = SessionOnTheCpu.run_with_iobinding
+
+    def run_but_into_no_graph(session: SessionOnTheCpu, binding: Any, options: Any) -> None:
+        if options is RUN_OPTIONS:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        run(session, binding, options)
+
+    monkeypatch.setattr(SessionOnTheCpu, "run_with_iobinding", run_but_into_no_graph)
+    return "operation not permitted when stream is capturing"
+
+
+def a_wrong_graph(monkeypatch: pytest.MonkeyPatch, cuda: list[SessionOnTheCpu]) -> str:
+    run = SessionOnTheCpu.run_with_iobinding
+
+    def run_graphs_wrongly(session: SessionOnTheCpu, binding: Any, options: Any) -> None:
+        if session.graph:
+            run_on_black_pictures(session, binding)
+        run(session, binding, options)
+
+    monkeypatch.setattr(SessionOnTheCpu, "run_with_iobinding", run_graphs_wrongly)
+    return "its answers to the parity samples differ: logits by"
+
+
+def run_on_black_pictures(session: SessionOnTheCpu, binding: Any) -> None:
+    binding.bind_cpu_input("image", np.zeros((session.sizes[0], 8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("flaw", [no_graph_at_all, no_capture, a_wrong_graph])
+def test_a_model_that_becomes_no_graph_runs_on_cuda_without_one_and_the_log_says_why(
+    bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch, caplog: Any, flaw: Any
+) -> None:
+    reason = flaw(monkeypatch, cuda)
+    with caplog.at_level(logging.INFO):
+        model = OnnxModel(bundle, provider="cuda", max_batch_size=4)
+    assert f"tiny becomes no CUDA graph and runs without one, since {reason}" in caplog.text
+    assert (model.provider, caplog.text.count("no CUDA graph")) == ("cuda", 1)
+    for count in (4, 1, 3):
+        assert_branches(model, count)
+    assert all(session.graph is None for session in cuda[-4:])
 
 
 def test_a_model_on_cuda_leaves_no_session_behind(bundle: Bundle, cuda: list[SessionOnTheCpu]) -> None:
+    before = set(threading.enumerate())
     model = OnnxModel(bundle, provider="cuda", max_batch_size=2)
     known = [weakref.ref(session) for session in cuda]
-    assert len(known) == 2
+    threads = set(threading.enumerate()) - before
+    assert (len(known), len(threads)) == (3, 2)
     cuda.clear()
     del model
     gc.collect()
+    for thread in threads:  # in which the sessions are let go
+        thread.join(10)
     assert not any(reference() for reference in known)
+    assert not any(thread.is_alive() for thread in threads)
 
 
-@pytest.mark.parametrize("wrong", [1, 2, 4])
-def test_on_cuda_each_size_is_checked_for_parity(
+@pytest.mark.parametrize("wrong", range(4))
+def test_on_cuda_each_session_is_checked_for_parity(
     bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch, wrong: int
 ) -> None:
-    real = onnxruntime.IOBinding.copy_outputs_to_cpu
+    run = SessionOnTheCpu.run_with_iobinding
 
-    def copied(binding: onnxruntime.IOBinding) -> list[Any]:
-        outputs = real(binding)
-        return [output + np.float32(0.1) if len(output) == wrong else output for output in outputs]
+    def run_wrongly(session: SessionOnTheCpu, binding: Any, options: Any) -> None:
+        if cuda.index(session) % 4 == wrong and session.sizes:  # of those for 1, 2, 4 and once more 4; with a graph
+            run_on_black_pictures(session, binding)  # and without
+        run(session, binding, options)
 
-    monkeypatch.setattr(onnxruntime.IOBinding, "copy_outputs_to_cpu", copied)
+    monkeypatch.setattr(SessionOnTheCpu, "run_with_iobinding", run_wrongly)
     with pytest.raises(BundleError, match="on cuda differs from the trained model"):
         OnnxModel(bundle, provider="cuda", max_batch_size=4)
+    assert len(cuda) == 8
 
 
 def test_on_cuda_fusions_without_a_plan_fill_no_log(
@@ -225,8 +313,8 @@ def test_on_cuda_fusions_without_a_plan_fill_no_log(
     with caplog.at_level(logging.INFO, "service.session"):
         OnnxModel(bundle, provider="cuda", max_batch_size=4)
     (fatal, opened, runs), (warning, _, all_runs) = set_to
-    assert (fatal, opened, runs) == (4, 3, 0), "why a session does not open is still written"
-    assert (warning, all_runs > 3) == (2, True), "and what fails later"
+    assert (fatal, opened, runs) == (4, 4, 0), "why a session does not open is still written"
+    assert (warning, all_runs > 4) == (2, True), "and what fails later"
     with caplog.at_level(logging.DEBUG, "service.session"):
         OnnxModel(bundle, provider="cuda", max_batch_size=4)
     assert len(set_to) == 2
