@@ -55,8 +55,8 @@ _NOTHING = Exhibits()
 _BRIEF = 0.004
 """Seconds of a run of the model for which the event loop may stand still: about what decoding a batch takes it."""
 
-RUNS_AT_ONCE_ON_A_DEVICE = 2 * LANES
-"""In each lane one runs, and the next waits there, put together: the device need not wait for the event loop."""
+RUNS_AT_ONCE_ON_A_DEVICE = LANES + 1
+"""One runs in each lane, and the next is there, put together: the device need not wait for the event loop."""
 
 READERS = 2
 """Long bodies that are read at a time. They share one interpreter; but none waits for the end of the longest."""

@@ -2,8 +2,8 @@
 
 It admits, queues, batches, and hands each caller its own result or its own error. A batch starts as soon as the
 function is free, with whatever waits by then: an idle service adds no delay, a busy one fills its batches. A brief
-batch starts at once if it is full, or if its caller is the only one there is. Where the function may run twice at once
-a full batch starts beside another, so that a device need not wait while a batch is put together or read back.
+batch starts at once if it is full, or if its caller is the only one there is. Where there may be several runs at once a
+full batch starts beside others, so that a device need not wait while a batch is put together or read back.
 It knows neither models nor pictures nor HTTP: items go in, results come out.
 
 Everything but the function itself runs on the event loop, so there are no locks; the function too, where it is known to

@@ -7,8 +7,8 @@ benchmarks. What ONNX Runtime asks for in return is kept here:
   to itself;
 - inputs and outputs stay where they were while it was captured: they are copied there, and from there;
 - while a thread captures, CUDA refuses others what may be unsafe, unless they have said that they take no part. Lanes
-  say so. cuDNN has threads of its own that do not, which open sessions and plan convolutions: so that is done, and
-  sessions are let go, while nothing is captured.
+  say so, and run undisturbed. What opens a session or plans convolutions was seen to fail all the same: that is done,
+  and sessions are let go, while nothing is captured.
 
 It knows neither bundles nor what the model is for.
 """
@@ -48,7 +48,8 @@ class Lanes:
     """The lanes of one model: one takes batches of every size, the others full ones, which run beside it.
 
     A session on CUDA plans its convolutions anew whenever the size changes, which takes it 200 ms where the run takes 1
-    to 6 (ResNeXt-50 on an H200). So each sees one size alone, and holds the weights by itself.
+    to 6 (ResNeXt-50 on an H200), and may let go of what a graph of another size reads. So each sees one size alone, and
+    holds the weights by itself.
 
     Args:
         open_session: opens a session on CUDA.

@@ -31,7 +31,7 @@ CUDA_OPTIONS = {"use_tf32": "0"}
 """TF32 would cost parity in fp32; what others do is in the results of the benchmarks."""
 
 LANES = 2
-"""Runs at once on CUDA: while one is copied there and back, another computes. A third adds 2 % (ResNeXt-50, H200)."""
+"""Runs at once on CUDA: while one is copied there or back another computes, and a third would add little (2 %)."""
 
 
 class ProviderUnavailable(Exception):  # noqa: N818 - as all domain errors here
