@@ -74,6 +74,7 @@ class _Entry(Generic[Item, Result]):
 class _Run(Generic[Item, Result]):
     batch: list[_Entry[Item, Result]]
     started: float
+    together: int  # how many there were with it when it began
 
 
 class _Length:
@@ -338,7 +339,7 @@ class DynamicBatcher(Generic[Item, Result]):
         batches = math.ceil(waiting / self._max_batch_size)
         items = under_way + (waiting if batches <= 1 else batches * self._max_batch_size)
         age = now - self._running[0].started if self._running else 0.0
-        return max(items * self._pace.seconds / self._runs_at_once, age)
+        return max(items * self._pace.seconds, age)
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - shields nothing, only bounds the drain
         """Admit nothing more, finish what is admitted, then stop; after `timeout` seconds the rest gets an error."""
@@ -429,7 +430,7 @@ class DynamicBatcher(Generic[Item, Result]):
         started = monotonic()
         if not self._running:
             self._busy_since = started
-        self._running.append(run := _Run(batch, started))
+        self._running.append(run := _Run(batch, started, len(self._running) + 1))
         for entry in batch:
             if not entry.started:  # else it is run again
                 self._metrics.queue_seconds.observe(started - entry.since)
@@ -510,6 +511,7 @@ class DynamicBatcher(Generic[Item, Result]):
         on_loop: bool = False,
     ) -> None:
         batch = run.batch
+        together = (run.together + len(self._running)) / 2
         self._running.remove(run)
         before, self._busy_since = self._busy_since, monotonic()
         self._metrics.busy_seconds.inc(self._busy_since - before)
@@ -520,7 +522,7 @@ class DynamicBatcher(Generic[Item, Result]):
         else:
             self._is_failing = False
             if all(self.counts(entry.item) for entry in batch):
-                self._pace.observe(seconds, len(batch))
+                self._pace.observe(seconds / together, len(batch))
                 self._length.observe(seconds, len(batch), on_loop=on_loop)
             if not self._is_brief(min(len(self._queue), self._max_batch_size)):
                 self._wake()  # before whoever writes an answer: a long run need not wait for it

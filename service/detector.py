@@ -75,12 +75,7 @@ class OnnxDetector:
 
     def detect(self, image: NDArray[np.uint8], size: tuple[int, int], alpha: float) -> Outputs:
         """Return the detections of one picture."""
-        inputs: dict[str, NDArray[Any]] = {
-            "image": np.ascontiguousarray(image[None]),
-            "image_size": np.array([size], np.float32),
-            "alpha": np.array([alpha], np.float32),
-        }
-        outputs = self._session.run(DETECTION_OUTPUTS, inputs)
+        outputs = self._session.run(DETECTION_OUTPUTS, _inputs(image, size, alpha))
         return {name: output[0] for name, output in zip(DETECTION_OUTPUTS, outputs, strict=True)}
 
     def _check_contract(self) -> None:
@@ -106,7 +101,8 @@ class OnnxDetector:
 
     def _warm_up(self) -> None:
         spec, alpha = self.manifest.input, self.manifest.alpha.default
-        self.detect(np.zeros((spec.height, spec.width, 3), np.uint8), (spec.height, spec.width), alpha)
+        image = np.zeros((spec.height, spec.width, 3), np.uint8)
+        self._session.first_run(DETECTION_OUTPUTS, _inputs(image, (spec.height, spec.width), alpha))
 
     def _check_parity(self, parity: DetectionParity) -> None:
         assert self.manifest.detection is not None, "every detector says what it does"
@@ -118,3 +114,11 @@ class OnnxDetector:
     def _detected(self, parity: DetectionParity) -> Iterator[Outputs]:
         for image, (height, width), alpha in zip(parity.images, parity.image_size, parity.alpha, strict=True):
             yield self.detect(image, (height, width), float(alpha))
+
+
+def _inputs(image: NDArray[np.uint8], size: tuple[int, int], alpha: float) -> dict[str, NDArray[Any]]:
+    return {
+        "image": np.ascontiguousarray(image[None]),
+        "image_size": np.array([size], np.float32),
+        "alpha": np.array([alpha], np.float32),
+    }

@@ -40,6 +40,9 @@ RUN_OPTIONS = onnxruntime.RunOptions()
 _NO_GRAPH = onnxruntime.RunOptions()
 _NO_GRAPH.add_run_config_entry("gpu_graph_id", "-1")
 
+_PATIENCE = 10.0
+"""Seconds that a lane may take to let its sessions go."""
+
 _alone = Lock()
 """Held by whoever captures, or does what is not to be done beside a capture."""
 
@@ -60,13 +63,26 @@ class Lanes:
     def __init__(
         self, open_session: Callable[[], onnxruntime.InferenceSession], sizes: Sequence[int], count: int
     ) -> None:
-        self._lanes = [_Lane(open_session, sizes), *(_Lane(open_session, sizes[-1:]) for _ in range(count - 1))]
-        self.inputs, self.outputs = self._lanes[0].shapes()
+        self._lanes: list[_Lane] = []
+        try:
+            for taken in (sizes, *(count - 1) * (sizes[-1:],)):
+                self._lanes.append(lane := _Lane(taken))
+                for size in taken:
+                    lane.do(_open, open_session, size).result()
+        except BaseException:
+            self.close()
+            raise
+        self.inputs, self.outputs = self._lanes[0].do(_shapes).result()
 
-    def capture(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> None:
-        """Have every run of this size and of these outputs be a graph from now on."""
+    def close(self) -> None:
+        """Let all sessions go, and wait until they are gone; nothing may be asked of the lanes any more."""
+        for lane in self._lanes:
+            lane.end()
+
+    def prepare(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]], *, graph: bool) -> None:
+        """Plan runs of this size and of these outputs; with a graph, have each be that from now on."""
         for lane in self._of_size(len(inputs["image"])):
-            lane.do(_capture, tuple(outputs), inputs).result()
+            lane.do(_prepare, tuple(outputs), inputs, graph=graph).result()
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]], turn: int | None = None) -> Arrays:
         """Return the outputs of one run; any thread may call it.
@@ -90,24 +106,24 @@ class Lanes:
 class _Lane:
     """A thread, and the sessions that are opened, run and let go in it; it ends with the last who knows the lane."""
 
-    def __init__(self, open_session: Callable[[], onnxruntime.InferenceSession], sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = frozenset(sizes)
         self._queue: SimpleQueue[tuple[Future[Any], Callable[[_Sessions], Any]] | None] = SimpleQueue()
         self._under_way: set[Future[Any]] = set()
         # A queue, and no pool of threads: garbage may be collected while this thread holds the locks of a pool.
         finalize(self, self._queue.put, None).atexit = False
-        Thread(target=_serve, args=(self._queue,), name="cuda", daemon=True).start()
-        for size in sizes:
-            self.do(_open, open_session, size).result()
+        self._thread = Thread(target=_serve, args=(self._queue,), name="cuda", daemon=True)
+        self._thread.start()
 
     @property
     def waiting(self) -> int:
         """How much there is to do, what is being done among it."""
         return len(self._under_way)
 
-    def shapes(self) -> tuple[Shapes, Shapes]:
-        """Return those of inputs and outputs."""
-        return self.do(_shapes).result()
+    def end(self) -> None:
+        """Have the thread end, and wait for it, but not for ever: a device can hang."""
+        self._queue.put(None)
+        self._thread.join(_PATIENCE)
 
     def do(
         self,
@@ -151,11 +167,15 @@ class _Session:
         self.session = session
         self._captured: tuple[str, ...] = ()
         self._inputs: dict[str, OrtValue] = {}
+        self._taken: dict[str, tuple[Any, ...]] = {}  # their shapes and types
         self._outputs: list[OrtValue] = []
 
-    def capture(self, outputs: tuple[str, ...], inputs: Mapping[str, NDArray[Any]]) -> None:
-        """Run once, which plans the convolutions, and again into a graph."""
+    def prepare(self, outputs: tuple[str, ...], inputs: Mapping[str, NDArray[Any]], *, graph: bool) -> None:
+        """Run once, which plans the convolutions, and for a graph once more, into it."""
         found = self._run(outputs, inputs)
+        if not graph:
+            return
+        self._taken = {name: (array.dtype, array.shape) for name, array in inputs.items()}
         self._binding = self.session.io_binding()
         for name, array in inputs.items():
             self._inputs[name] = OrtValue.ortvalue_from_numpy(array, "cuda", 0)
@@ -170,6 +190,8 @@ class _Session:
         """Return the outputs: by the graph if it has them, else as if there were none."""
         if outputs != self._captured:
             return self._run(outputs, inputs)
+        if (given := {name: (array.dtype, array.shape) for name, array in inputs.items()}) != self._taken:
+            raise ValueError(f"the graph takes {self._taken}, and is given {given}")  # a copy would not see it
         for name, array in inputs.items():
             self._inputs[name].update_inplace(array)
         self.session.run_with_iobinding(self._binding, RUN_OPTIONS)
@@ -196,9 +218,9 @@ def _open(sessions: _Sessions, open_session: Callable[[], onnxruntime.InferenceS
         take_no_part_in_captures()
 
 
-def _capture(sessions: _Sessions, outputs: tuple[str, ...], inputs: Mapping[str, NDArray[Any]]) -> None:
+def _prepare(sessions: _Sessions, outputs: tuple[str, ...], inputs: Mapping[str, NDArray[Any]], *, graph: bool) -> None:
     with _alone:
-        sessions[len(inputs["image"])].capture(outputs, inputs)
+        sessions[len(inputs["image"])].prepare(outputs, inputs, graph=graph)
 
 
 def _run(sessions: _Sessions, outputs: tuple[str, ...], inputs: Mapping[str, NDArray[Any]]) -> Arrays:

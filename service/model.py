@@ -86,11 +86,16 @@ class OnnxModel:
             self._load(bundle, asked, threads, max_batch_size, graphs=True)
         except NoGraph as problem:
             reason = " ".join(str(problem).split())
-            logger.info("%s becomes no CUDA graph and runs without one, since %s", self.manifest.name, reason)
         else:
             return
-        vars(self).pop("_session", None)  # with its memory
+        if session := vars(self).pop("_session", None):
+            session.close()  # there may be no room for both
         self._load(bundle, asked, threads, max_batch_size, graphs=False)
+        logger.warning(
+            "%s runs on cuda without CUDA graphs, more slowly, since %s; if the GPU's memory was full, lower "
+            "EVENKEEL_MAX_BATCH_SIZE",
+            *(self.manifest.name, reason),
+        )
 
     def _load(self, bundle: Bundle, asked: Asked, threads: int | None, max_batch_size: int, *, graphs: bool) -> None:
         begin = perf_counter()

@@ -69,7 +69,7 @@ def start_on(asked: Asked, start: Callable[[Asked], None]) -> None:
 
 
 class OnnxSession:
-    """A bundle's model file on one device: on the CPU in one session, on CUDA in one for each size of a batch.
+    """A bundle's model file on one device: on the CPU in one session, on CUDA in one for each lane and size of a batch.
 
     Args:
         bundle: a verified bundle.
@@ -111,11 +111,14 @@ class OnnxSession:
                 return
             try:
                 self._lanes = Lanes(partial(opens, "cuda", graphs=self._graphs), sizes, lanes)
-            except BundleError as error:
+            except ProviderUnavailable:
+                raise
+            except Exception as error:
+                reason = error.__cause__ if isinstance(error, BundleError) else error
                 if self._graphs:
-                    raise NoGraph(str(error.__cause__)) from error
+                    raise NoGraph(str(reason)) from error
                 opens("cpu")  # refuses the file if that is at fault
-                raise _does_not_run(self.path, sizes, error.__cause__) from error
+                raise _does_not_run(self.path, sizes, reason) from error
             self.inputs, self.outputs = self._lanes.inputs, self._lanes.outputs
 
     def refuse_without(self, inputs: set[str], outputs: set[str]) -> None:
@@ -173,12 +176,16 @@ class OnnxSession:
                 onnxruntime.set_default_logger_severity(_WARNING)
 
     def first_run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> None:
-        """Have runs of these outputs and of this size be quick from now on: with graphs, by a graph."""
-        if self._graphs:
-            self._lanes.capture(outputs, inputs)
+        """Have runs of these outputs and of this size be as quick as they can be from now on."""
+        if self.provider == "cuda":
+            self._lanes.prepare(outputs, inputs, graph=self._graphs)
         else:
-            for turn in self.turns(len(inputs["image"])):
-                self.run(outputs, inputs, turn)
+            self.run(outputs, inputs)
+
+    def close(self) -> None:
+        """Let go of what there is on CUDA, and wait until it is gone; the session is of no use any more."""
+        if self.provider == "cuda":
+            self._lanes.close()
 
     def turns(self, size: int) -> range:
         """Return a number for each way in which batches of this size are run."""

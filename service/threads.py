@@ -71,11 +71,15 @@ async def in_a_thread_of_its_own(
     work: Future[Result] = Future()
     work.set_running_or_notify_cancel()  # from here on it cannot be cancelled, and so always be given its result
 
-    def run() -> None:
+    def run(work: Future[Result]) -> None:
         try:
             work.set_result(call(*arguments, **named))
         except BaseException as error:
             work.set_exception(error)
+            del work  # the error knows this frame, and with it would keep all that the call had made
 
-    threading.Thread(target=run, name=getattr(call, "__name__", "call"), daemon=True).start()
-    return await asyncio.wrap_future(work)
+    threading.Thread(target=run, args=(work,), name=getattr(call, "__name__", "call"), daemon=True).start()
+    try:
+        return await asyncio.wrap_future(work)
+    finally:
+        del work  # likewise

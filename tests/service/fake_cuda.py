@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from threading import get_ident
+from threading import get_ident, local
 from typing import Any
 
 import onnxruntime
@@ -13,11 +13,18 @@ from onnxruntime import OrtValue
 from service.lanes import RUN_OPTIONS
 
 
+class _Thread(local):
+    takes_no_part = False
+
+
+_THREAD = _Thread()
+
+
 class SessionOnTheCpu:
     """A session that says it is where it was asked to be, and remembers how many pictures each run with a binding had.
 
-    What a graph asks for is kept as CUDA and ONNX Runtime do: only the thread that captured it has it, and it reads and
-    writes where it did then.
+    What a graph asks for is kept as CUDA and ONNX Runtime do: only the thread that captured it has it, it reads and
+    writes where it did then, and who runs has said to take no part in captures.
 
     Args:
         real: runs the model.
@@ -52,6 +59,8 @@ class SessionOnTheCpu:
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
         if get_ident() != self._thread:
             raise RuntimeError("the session belongs to another thread")
+        if not _THREAD.takes_no_part:
+            raise RuntimeError("operation not permitted when stream is capturing")
         if self._graphs and options is RUN_OPTIONS:
             self.graph = binding = self.graph or binding
         self._real.run_with_iobinding(binding)
@@ -82,7 +91,7 @@ def sessions_on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[SessionOnTheCpu]:
 
     monkeypatch.setattr("service.session._cuda_problem", lambda: None)
     monkeypatch.setattr("service.lanes.OrtValue", _OnTheDevice)
-    monkeypatch.setattr("service.lanes.take_no_part_in_captures", lambda: None)
+    monkeypatch.setattr("service.lanes.take_no_part_in_captures", lambda: setattr(_THREAD, "takes_no_part", True))
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
     return opened

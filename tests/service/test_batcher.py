@@ -1017,6 +1017,37 @@ async def test_time_in_which_two_run_counts_once_and_time_in_which_nothing_runs_
         assert total(metrics, "evenkeel_busy_seconds_total") == busy
 
 
+async def test_runs_that_were_alone_say_how_long_those_beside_others_will_take(make: Make) -> None:
+    device = threading.Lock()
+
+    def run(items: list[int]) -> list[str]:
+        with device:  # which does one after the other
+            time.sleep(0.02)
+        return [f"item {item}" for item in items]
+
+    batcher = make(run, runs_at_once=3, max_queue_size=1000)
+    for _ in range(6):
+        await ask(batcher, *range(4))
+    outcomes, refusals = [], 0
+    for number in range(100):
+        try:
+            admission = batcher.admit(4, deadline=time.monotonic() + 0.4)
+        except QueueFull:
+            refusals += 1
+        else:
+            outcomes.append(asyncio.create_task(held_by(admission, number)))
+        await asyncio.sleep(0.002)
+    kinds = [type(outcome) for outcome in await asyncio.gather(*outcomes, return_exceptions=True)]
+    assert refusals >= 60  # at most thirty of the hundred can be done in time
+    assert kinds.count(DeadlineExceeded) <= 4
+    assert kinds.count(list) >= 10
+
+
+async def held_by(admission: Admission[int, str], number: int) -> list[str]:
+    with admission:
+        return await admission.run([number] * 4)
+
+
 async def test_a_batch_that_is_not_full_waits_until_nothing_runs(make: Make) -> None:
     gates = Gates()
     batcher = make(gates, runs_at_once=2)

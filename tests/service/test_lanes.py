@@ -1,16 +1,21 @@
 """Lanes with what stands for a GPU; tests/service/test_gpu.py has the real one."""
 
+import gc
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from weakref import finalize, ref
 
 import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from service.lanes import RUN_OPTIONS, Lanes
+from service.lanes import RUN_OPTIONS, Lanes, _alone, take_no_part_in_captures
 from tests.service.fake_cuda import SessionOnTheCpu
 from tests.service.tiny_model import write_tiny_bundle
 
@@ -31,6 +36,24 @@ def open_lanes(model: Path, *sizes: int) -> Lanes:
 def batch(size: int, seed: int = 0) -> dict[str, NDArray[Any]]:
     images = np.random.default_rng(seed).integers(0, 256, (size, 8, 8, 3), dtype=np.uint8)
     return {"image": images, "alpha": np.zeros(size, np.float32), "prior_strength": np.zeros(size, np.float32)}
+
+
+def threads_of(open_some: Callable[[], Lanes]) -> tuple[Lanes, set[threading.Thread]]:
+    """Return lanes and their threads."""
+    before = set(threading.enumerate())
+    lanes = open_some()
+    return lanes, {thread for thread in set(threading.enumerate()) - before if thread.name == "cuda"}
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Have nothing let go of but what nobody knows any more."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Gate:
@@ -85,22 +108,71 @@ def test_a_run_that_fails_is_told_to_who_asked_and_the_lane_goes_on(model: Path,
     assert len(lanes.run(OUTPUTS, batch(1))[0]) == 1
 
 
+def test_a_graph_refuses_what_it_would_take_for_something_else(model: Path, cuda: list[SessionOnTheCpu]) -> None:
+    lanes = open_lanes(model, 2)
+    lanes.prepare(OUTPUTS, batch(2), graph=True)
+    right = batch(2)
+    for wrong in (right["image"].astype(np.int64), right["image"].reshape(2, 4, 16, 3)):
+        with pytest.raises(ValueError, match=r"the graph takes \{'image': \(dtype\('uint8'\), \(2, 8, 8, 3\)\)"):
+            lanes.run(OUTPUTS, {**right, "image": wrong})
+    assert len(lanes.run(OUTPUTS, right)[0]) == 2
+
+
+def test_sessions_go_with_the_lanes_also_after_a_run_that_failed_and_while_nothing_is_captured(
+    model: Path, cuda: list[SessionOnTheCpu]
+) -> None:
+    with without_collection():
+        lanes, threads = threads_of(lambda: open_lanes(model, 1, 2))
+        gone: list[tuple[bool, bool]] = []
+        for session in cuda:
+            finalize(session, lambda: gone.append((threading.current_thread() in threads, _alone.locked())))
+        cuda.clear()
+        del session
+        for size in (1, 2, 2):
+            try:
+                lanes.run(("no_such_output",), batch(size))
+            except Exception as error:
+                assert "no_such_output" in str(error)
+        del lanes
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert gone == [(True, True)] * 3
+
+
+def test_lanes_that_are_closed_have_no_session_left(model: Path, cuda: list[SessionOnTheCpu]) -> None:
+    lanes, threads = threads_of(lambda: open_lanes(model, 1, 2))
+    known = [ref(session) for session in cuda]
+    cuda.clear()
+    lanes.close()
+    assert [session() for session in known] == [None] * 3
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_driver_that_refuses_threads_that_take_no_part_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = SimpleNamespace(cuThreadExchangeStreamCaptureMode=lambda mode: 801)
+    monkeypatch.setattr("service.lanes.ctypes.CDLL", lambda name: driver)
+    with pytest.raises(
+        RuntimeError, match="the NVIDIA driver answers cuThreadExchangeStreamCaptureMode with error 801"
+    ):
+        take_no_part_in_captures()
+
+
 def test_nothing_is_opened_or_let_go_while_a_graph_is_captured_but_runs_go_on(
     model: Path, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serving, leaving, capturing = (open_lanes(model, 1) for _ in range(3))
-    serving.capture(OUTPUTS, batch(1))
-    before = set(threading.enumerate())
+    serving, capturing = open_lanes(model, 1), open_lanes(model, 1)
+    serving.prepare(OUTPUTS, batch(1), graph=True)
+    leaving, threads = threads_of(lambda: open_lanes(model, 1))
     gate = Gate(monkeypatch, captures=True)
     with ThreadPoolExecutor(2) as pool:
-        capture = pool.submit(capturing.capture, OUTPUTS, batch(1))
+        capture = pool.submit(capturing.prepare, OUTPUTS, batch(1), graph=True)
         assert gate.reached.acquire(timeout=PATIENCE)
         del leaving
         opening = pool.submit(open_lanes, model, 1)
         for seed in range(20):
             serving.run(OUTPUTS, batch(1, seed))
         assert (len(cuda), opening.done()) == (6, False)
-        assert not before - set(threading.enumerate()), "a thread has ended, and with it its sessions"
+        assert all(thread.is_alive() for thread in threads), "one has ended, and with it its session"
         gate.is_open.set()
         capture.result(PATIENCE)
         opening.result(PATIENCE)

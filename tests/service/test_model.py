@@ -155,12 +155,58 @@ def test_a_gpu_too_small_for_the_sessions_is_named_and_auto_takes_the_cpu(
     np.testing.assert_allclose(model.branches(images).factual_logits, expected["factual_logits"], rtol=1e-4, atol=1e-4)
 
 
+def test_a_driver_that_lets_no_thread_stay_out_of_captures_is_as_good_as_none(
+    bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("the NVIDIA driver answers with error 801")
+
+    monkeypatch.setattr("service.lanes.take_no_part_in_captures", refuse)
+    with pytest.raises(
+        ProviderUnavailable, match=r"does not run on cuda .*: the NVIDIA driver answers with error 801; "
+    ):
+        OnnxModel(bundle, provider="cuda", max_batch_size=4)
+    assert OnnxModel(bundle, provider="auto", max_batch_size=4).provider == "cpu"
+
+
+@pytest.mark.parametrize("flaw", ["a capture", "an opening"])
+def test_nothing_is_left_of_sessions_with_graphs_when_those_without_are_opened(
+    bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch, flaw: str
+) -> None:
+    known: list[weakref.ref[Any]] = []
+    left: list[int] = []
+    real, run = onnxruntime.InferenceSession, SessionOnTheCpu.run_with_iobinding
+
+    def opened(path: Path, options: Any, providers: list[Any]) -> Any:
+        has_graph = providers[0][1]["enable_cuda_graph"] == "1"
+        if not has_graph:
+            left.append(sum(session() is not None for session in known))
+        if has_graph and len(known) == 3 and flaw == "an opening":
+            raise RuntimeError("out of memory")
+        session = real(path, options, providers)
+        cuda.clear()
+        if has_graph:
+            known.append(weakref.ref(session))
+        return session
+
+    def run_but_not_the_last(session: SessionOnTheCpu, binding: Any, options: Any) -> None:
+        if options is RUN_OPTIONS and session is known[-1]():
+            raise RuntimeError("out of memory")
+        run(session, binding, options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    monkeypatch.setattr(SessionOnTheCpu, "run_with_iobinding", run_but_not_the_last)
+    assert OnnxModel(bundle, provider="cuda", max_batch_size=4).provider == "cuda"
+    assert (len(known), left) == (3 + (flaw == "a capture"), [0, 0, 0, 0])
+
+
 @pytest.mark.parametrize("provider", ["cuda", "auto"])
 def test_a_file_that_is_no_model_is_no_fault_of_the_gpu(
-    tmp_path: Path, cuda: list[SessionOnTheCpu], provider: Any
+    tmp_path: Path, cuda: list[SessionOnTheCpu], provider: Any, caplog: Any
 ) -> None:
     with pytest.raises(BundleError, match=r"model\.onnx cannot be loaded"):
         OnnxModel(write_tiny_bundle(tmp_path / "tiny", model=b"no model"), provider=provider)
+    assert not caplog.text
 
 
 def test_what_is_not_asked_of_a_file_is_left_out_once_for_all_sessions(
@@ -260,10 +306,11 @@ def test_a_model_that_becomes_no_graph_runs_on_cuda_without_one_and_the_log_says
     bundle: Bundle, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch, caplog: Any, flaw: Any
 ) -> None:
     reason = flaw(monkeypatch, cuda)
-    with caplog.at_level(logging.INFO):
-        model = OnnxModel(bundle, provider="cuda", max_batch_size=4)
-    assert f"tiny becomes no CUDA graph and runs without one, since {reason}" in caplog.text
-    assert (model.provider, caplog.text.count("no CUDA graph")) == ("cuda", 1)
+    model = OnnxModel(bundle, provider="cuda", max_batch_size=4)
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(said) == 1
+    assert said[0].startswith(f"tiny runs on cuda without CUDA graphs, more slowly, since {reason}")
+    assert model.provider == "cuda"
     for count in (4, 1, 3):
         assert_branches(model, count)
     assert all(session.graph is None for session in cuda[-4:])

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import threading
 import weakref
 from collections.abc import Iterator
@@ -75,3 +76,25 @@ async def test_a_call_that_hangs_can_be_left_to_itself(gate: threading.Event) ->
     assert hanging.daemon
     gate.set()
     hanging.join(10)  # what it gives nobody takes, and that fails nowhere
+
+
+async def test_what_a_failed_call_had_made_goes_with_its_error() -> None:
+    made: list[weakref.ref[Given]] = []
+
+    def fail() -> None:
+        given = Given()
+        made.append(weakref.ref(given))
+        raise ValueError("wrong")
+
+    gc.disable()
+    try:
+        for _ in range(2):
+            try:
+                await in_a_thread_of_its_own(fail)
+            except ValueError as error:
+                assert made[-1]() is not None, "its traceback has it"
+                assert str(error) == "wrong"
+            await asyncio.sleep(0.05)  # until the thread has ended
+            assert made[-1]() is None
+    finally:
+        gc.enable()
