@@ -193,7 +193,6 @@ class DynamicBatcher(Generic[Item, Result]):
         self._queue: deque[_Entry[Item, Result]] = deque()
         self._reserved = 0  # admitted, not yet queued
         self._running: list[_Run[Item, Result]] = []  # the one that began first, first
-        self._busy_since = 0.0  # what ran since then is not counted yet
         self._halves: deque[list[_Entry[Item, Result]]] = deque()  # of batches that failed, each to be run by itself
         self._is_failing = False
         self._next_look = 0.0
@@ -209,6 +208,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._executor = _threads(runs_at_once)
         self._alarm = _Alarm()
         metrics.queue_capacity.set(max_queue_size)
+        metrics.runs_at_once.set_function(lambda: self._runs_at_once)
         metrics.queue_depth.set_function(self._living)
         metrics.images_in_flight.set_function(lambda: self.depth + self._run_items + sum(map(len, self._halves)))
 
@@ -428,8 +428,6 @@ class DynamicBatcher(Generic[Item, Result]):
             self._rest()
             return
         started = monotonic()
-        if not self._running:
-            self._busy_since = started
         self._running.append(run := _Run(batch, started, len(self._running) + 1))
         for entry in batch:
             if not entry.started:  # else it is run again
@@ -513,8 +511,6 @@ class DynamicBatcher(Generic[Item, Result]):
         batch = run.batch
         together = (run.together + len(self._running)) / 2
         self._running.remove(run)
-        before, self._busy_since = self._busy_since, monotonic()
-        self._metrics.busy_seconds.inc(self._busy_since - before)
         self._runs += 1
         self._metrics.inference_seconds.observe(seconds)
         if isinstance(outcome, InferenceFailed):

@@ -14,6 +14,7 @@ It knows neither bundles nor what the model is for.
 """
 
 import ctypes
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -24,6 +25,8 @@ from weakref import finalize
 import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
+
+logger = logging.getLogger(__name__)
 
 Arrays = list[NDArray[Any]]
 Shapes = dict[str, list[int | str | None]]
@@ -78,6 +81,8 @@ class Lanes:
         """Let all sessions go, and wait until they are gone; nothing may be asked of the lanes any more."""
         for lane in self._lanes:
             lane.end()
+        for lane in self._lanes:
+            lane.wait()
 
     def prepare(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]], *, graph: bool) -> None:
         """Plan runs of this size and of these outputs; with a graph, have each be that from now on."""
@@ -108,6 +113,7 @@ class _Lane:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = frozenset(sizes)
+        self._has_ended = False
         self._queue: SimpleQueue[tuple[Future[Any], Callable[[_Sessions], Any]] | None] = SimpleQueue()
         self._under_way: set[Future[Any]] = set()
         # A queue, and no pool of threads: garbage may be collected while this thread holds the locks of a pool.
@@ -121,9 +127,15 @@ class _Lane:
         return len(self._under_way)
 
     def end(self) -> None:
-        """Have the thread end, and wait for it, but not for ever: a device can hang."""
+        """Have the thread end once it has done what there is to do; nothing more is taken."""
+        self._has_ended = True
         self._queue.put(None)
+
+    def wait(self) -> None:
+        """Wait for its end, but not for ever: a device can hang."""
         self._thread.join(_PATIENCE)
+        if self._thread.is_alive():
+            logger.warning("a thread on cuda has not let its sessions go in %g s: it is left to itself", _PATIENCE)
 
     def do(
         self,
@@ -131,7 +143,13 @@ class _Lane:
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Future[Result]:
-        """Have the thread make a call with its sessions and with these arguments, once it is free."""
+        """Have the thread make a call with its sessions and with these arguments, once it is free.
+
+        Raises:
+            RuntimeError: the lane has ended.
+        """
+        if self._has_ended:
+            raise RuntimeError("the lane has ended")
         work: Future[Result] = Future()
         self._under_way.add(work)
         work.add_done_callback(self._under_way.discard)

@@ -58,8 +58,8 @@ class Metrics:
             registry=registry,
         )
         self.queue_depth = Gauge("evenkeel_queue_depth", "Images admitted that wait to be run.", registry=registry)
-        self.busy_seconds = Counter(
-            "evenkeel_busy_seconds_total", "Seconds in which the model ran, once or more at a time.", registry=registry
+        self.runs_at_once = Gauge(
+            "evenkeel_runs_at_once", "Runs of the model that there may be at a time.", registry=registry
         )
         self.queue_capacity = Gauge("evenkeel_queue_capacity", "Images that may wait at most.", registry=registry)
         self.images_in_flight = Gauge(

@@ -68,13 +68,14 @@ _SATURATION = (
     Panel(
         "Saturation",
         {
-            "model busy {{instance}}": rate("evenkeel_busy_seconds_total", HERE, "instance"),
+            "model busy {{instance}}": rate("evenkeel_stage_seconds_sum", _stage('stage="inference"'), "instance")
+            + f" / max by (instance) (evenkeel_runs_at_once{{{HERE}}})",
             "queue full {{instance}}": f"max by (instance) (evenkeel_queue_depth{{{HERE}}} / "
             f"evenkeel_queue_capacity{{{HERE}}})",
         },
         unit="percentunit",
         limits=(0, 1),
-        description="Share of the time in which the model runs, and of the queue that is taken.",
+        description="Share of the runs that there may be at a time, and of the queue that is taken.",
     ),
     Panel(
         "Images not predicted",

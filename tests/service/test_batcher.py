@@ -994,58 +994,36 @@ async def test_a_full_batch_runs_beside_another_and_a_third_waits(make: Make) ->
     assert await tasks[2] == [f"item {item}" for item in range(8, 12)]
 
 
-async def test_time_in_which_two_run_counts_once_and_time_in_which_nothing_runs_not_at_all(
-    make: Make, metrics: Metrics
-) -> None:
+async def test_a_run_that_was_alone_says_how_long_it_takes_beside_others(make: Make) -> None:
     gates = Gates()
-    batcher = make(gates, runs_at_once=2, max_queue_size=16)
-    busy = 0.0
-    for first in (0, 8):
-        begin = time.monotonic()
-        tasks = [asyncio.create_task(ask(batcher, *range(first + more, first + more + 4))) for more in (0, 4)]
-        await begun(gates, 2 + first // 4)
-        await asyncio.sleep(0.1)
-        gates.open(first)
-        await tasks[0]
-        assert total(metrics, "evenkeel_busy_seconds_total") > busy + 0.1
-        await asyncio.sleep(0.1)
-        gates.open(first + 4)
-        await tasks[1]
-        busy, before = total(metrics, "evenkeel_busy_seconds_total"), busy
-        assert 0.2 < busy - before <= time.monotonic() - begin
-        await asyncio.sleep(0.1)
-        assert total(metrics, "evenkeel_busy_seconds_total") == busy
+
+    def run(items: list[int]) -> Sequence[str]:
+        time.sleep(0.2)
+        return gates(items)
+
+    batcher = make(run, runs_at_once=3, max_queue_size=16)
+    gates.open(0, 4)
+    for first in (0, 4):
+        await ask(batcher, *range(first, first + 4))
+    alone = 4 * batcher._pace.seconds
+    under_way = asyncio.create_task(ask(batcher, *range(8, 12)))
+    await asyncio.sleep(0.01)
+    with pytest.raises(QueueFull):  # it would be the second
+        batcher.admit(4, deadline=time.monotonic() + 1.5 * alone)
+    gates.open(8)
+    await under_way
 
 
-async def test_runs_that_were_alone_say_how_long_those_beside_others_will_take(make: Make) -> None:
-    device = threading.Lock()
-
-    def run(items: list[int]) -> list[str]:
-        with device:  # which does one after the other
-            time.sleep(0.02)
-        return [f"item {item}" for item in items]
-
-    batcher = make(run, runs_at_once=3, max_queue_size=1000)
-    for _ in range(6):
-        await ask(batcher, *range(4))
-    outcomes, refusals = [], 0
-    for number in range(100):
-        try:
-            admission = batcher.admit(4, deadline=time.monotonic() + 0.4)
-        except QueueFull:
-            refusals += 1
-        else:
-            outcomes.append(asyncio.create_task(held_by(admission, number)))
-        await asyncio.sleep(0.002)
-    kinds = [type(outcome) for outcome in await asyncio.gather(*outcomes, return_exceptions=True)]
-    assert refusals >= 60  # at most thirty of the hundred can be done in time
-    assert kinds.count(DeadlineExceeded) <= 4
-    assert kinds.count(list) >= 10
-
-
-async def held_by(admission: Admission[int, str], number: int) -> list[str]:
-    with admission:
-        return await admission.run([number] * 4)
+async def test_runs_beside_each_other_do_not_count_as_if_each_had_had_the_device_to_itself(make: Make) -> None:
+    gates = Gates()
+    batcher = make(gates, runs_at_once=3, max_queue_size=16)
+    begin = time.monotonic()
+    tasks = [asyncio.create_task(ask(batcher, *range(first, first + 4))) for first in (0, 4, 8)]
+    await begun(gates, 3)
+    await asyncio.sleep(0.3)
+    gates.open(0, 4, 8)
+    await asyncio.gather(*tasks)
+    assert 0.1 < 4 * batcher._pace.seconds < 0.75 * (time.monotonic() - begin)
 
 
 async def test_a_batch_that_is_not_full_waits_until_nothing_runs(make: Make) -> None:
@@ -1138,12 +1116,14 @@ async def test_the_end_answers_all_runs_that_do_not_end(make: Make) -> None:
     gates.open(0, 4)
 
 
-async def test_another_model_may_run_on_fewer_or_more_at_once(make: Make) -> None:
+async def test_another_model_may_run_on_fewer_or_more_at_once(make: Make, metrics: Metrics) -> None:
     gates = Gates()
     batcher = make(gates, max_queue_size=16)
     tasks = [asyncio.create_task(ask(batcher, *range(first, first + 4))) for first in (0, 4)]
     assert await begun(gates, 1) == [[0, 1, 2, 3]]
+    assert total(metrics, "evenkeel_runs_at_once") == 1
     batcher.start_anew(max_batch_size=4, brief=0.0, runs_at_once=2)
+    assert total(metrics, "evenkeel_runs_at_once") == 2
     tasks.append(asyncio.create_task(ask(batcher, *range(8, 12))))
     assert len(await begun(gates, 2)) == 2
     gates.open(0, 4, 8)

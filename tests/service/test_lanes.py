@@ -146,6 +146,43 @@ def test_lanes_that_are_closed_have_no_session_left(model: Path, cuda: list[Sess
     lanes.close()
     assert [session() for session in known] == [None] * 3
     assert not any(thread.is_alive() for thread in threads)
+    with pytest.raises(RuntimeError, match="the lane has ended"):
+        lanes.run(OUTPUTS, batch(1))
+
+
+def test_a_lane_that_hangs_is_left_to_itself_and_the_log_says_so(
+    model: Path, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr("service.lanes._PATIENCE", 0.1)
+    lanes = open_lanes(model, 1)
+    gate = Gate(monkeypatch, cuda[0])
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(lanes.run, OUTPUTS, batch(1))
+        assert gate.reached.acquire(timeout=PATIENCE)
+        lanes.close()
+        assert caplog.text.count("has not let its sessions go in 0.1 s") == 1
+        gate.is_open.set()
+        hanging.result(PATIENCE)
+
+
+def test_where_one_session_does_not_open_none_is_left_though_the_error_is_kept(
+    model: Path, cuda: list[SessionOnTheCpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = onnxruntime.InferenceSession
+    known: list[ref[Any]] = []
+
+    def opened(*arguments: Any) -> Any:
+        if len(known) == 2:
+            raise RuntimeError("out of memory")
+        known.append(ref(session := real(*arguments)))
+        cuda.clear()
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    with without_collection(), pytest.raises(RuntimeError, match="out of memory") as kept:
+        open_lanes(model, 1, 2)
+    assert kept.value
+    assert [session() for session in known] == [None, None]
 
 
 def test_a_driver_that_refuses_threads_that_take_no_part_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,8 +83,11 @@ def test_cuda_that_is_not_there_is_refused_with_the_reason(bundle: Bundle, monke
 
 def test_a_session_that_fell_back_silently_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     fallen_back(monkeypatch)
+    opened: list[Path] = []
+    opened_by(monkeypatch, lambda path, _: opened.append(path))
     with pytest.raises(ProviderUnavailable, match="ONNX Runtime runs CPUExecutionProvider instead"):
         OnnxModel(bundle, provider="cuda")
+    assert len(opened) == 1, "without a graph it would not be otherwise"
 
 
 def test_auto_takes_the_cpu_where_cuda_fails_and_says_so(
