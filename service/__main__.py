@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 _TICKS_A_SECOND = 10
 """How often the server calls `on_tick`."""
 
+_ON_THE_WAY = 0.1
+"""Seconds in which a request is read that its client sent before it could know that the door is closed."""
+
 _LAST_WORDS = 0.5
 """Seconds for the answers to requests that were cut short."""
 
@@ -163,6 +166,9 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the door and answer what was accepted, in the time that there is for it."""
         self._app.answers_until = monotonic() + self._app.service.settings.shutdown_timeout
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_ON_THE_WAY)
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

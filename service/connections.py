@@ -50,6 +50,9 @@ _SLICE = 4096
 _LARGE = 262_144
 """Bytes of a body from which on the rest is read in place: what the loop reads at once."""
 
+_ONCE = ("Authorization", "Content-Type", "Content-Encoding", "Inference-Header-Content-Length", "X-Request-Timeout")
+"""Headers of which a request has one at most: of two, whoever stands before may heed the other."""
+
 _NO_HTTP = InvalidRequest("This is no HTTP request.", remedy="Speak HTTP/1.1.")
 
 
@@ -183,8 +186,11 @@ class Connection(OneWriteProtocol):
         if self._upgrades:
             return
         self._body_left = self._stated_length()
-        if [name for name, _ in self.headers].count(b"host") != 1 and self.parser.get_http_version() == "1.1":
+        names = [name for name, _ in self.headers]
+        if names.count(b"host") != 1 and self.parser.get_http_version() == "1.1":
             raise InvalidRequest("The request names no host, or several.", field="Host", remedy="Send one Host header.")
+        if len(set(names)) < len(names):
+            _refuse_repeated(names)
         self._refuse_codings()
         if self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # to which that version has no answer
@@ -325,3 +331,9 @@ class Connection(OneWriteProtocol):
         lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]
         self.transport.write(b"".join(lines))
         self.transport.close()
+
+
+def _refuse_repeated(names: list[bytes]) -> None:
+    for name in _ONCE:
+        if names.count(name.lower().encode()) > 1:
+            raise InvalidRequest(f"The header {name} is given more than once.", field=name, remedy="Give it once.")

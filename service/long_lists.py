@@ -33,6 +33,8 @@ _NAME: Final = b'"data"'
 _BEGIN: Final = re.compile(rb"\s*:\s*(?=\[)")
 _NESTED: Final = re.compile(rb"\[\s*\[")
 _KINDS: Final = bytes.maketrans(b"0123456789.eE+-", b"d" * 15)
+_TOO_LONG: Final = b"d" * 400
+"""Characters of one number: the largest takes 309 in full, and one of 18 MB would hold everyone up."""
 _FLAT: Final = bytes.maketrans(b"[]", b"  ")
 _SPACE: Final = b" \t\r\n"
 
@@ -66,6 +68,8 @@ class LongList:
                 raise ValueError("the list has another shape")
             if b"d" not in kinds:
                 raise ValueError("a number is missing")
+            if _TOO_LONG in kinds:
+                raise ValueError("a number is too long")
             yield orjson.loads(b"[%b]" % piece.removesuffix(b",").translate(_FLAT))
         if position != len(structure):
             raise ValueError("the list ends early")

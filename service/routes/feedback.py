@@ -1,6 +1,8 @@
 """`POST /feedback`: the true classes of predictions, late and repeatedly. Answers once they are durable."""
 
+from functools import partial
 from operator import itemgetter
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -11,10 +13,12 @@ from starlette.responses import Response
 
 from service.errors import InvalidBody, InvalidParameter
 from service.feedback import Label
+from service.repeats import refuse_repeated_keys
 from service.routes.access import caller_of, is_admin
 from service.routes.context import PlainRoute, service_of
 from service.routes.failures import documented
-from service.routes.forms import off_the_schema, read_body
+from service.routes.forms import first_problem, off_the_schema, query_parameters, read_body
+from service.routes.long_bodies import read_aside
 from service.schemas import LONGEST_LABEL, FeedbackItem, FeedbackResponse
 
 router = APIRouter(route_class=PlainRoute)
@@ -22,6 +26,12 @@ router = APIRouter(route_class=PlainRoute)
 MOST_LABELS = 1000
 _MOST_MARKS = MOST_LABELS * (LONGEST_LABEL + 4)
 """Commas, or brackets of a kind, in so many labels, be there nothing else in their names."""
+_MOST_QUOTES = MOST_LABELS * 8
+"""Around names and values; those within a text are escaped."""
+_MOST_BYTES = MOST_LABELS * (12 * (LONGEST_LABEL + 64) + 100)
+"""Of so many, be every character of them escaped."""
+_SHORT = 65_536
+"""Bytes that take no longer to read than the way to another thread."""
 
 _ITEM = TypeAdapter(FeedbackItem)
 _OF_A_DETECTOR = " The model that is served is a detector, whose answers take no feedback."
@@ -68,7 +78,13 @@ async def feedback(request: Request) -> Response:
     """Keep the labels and answer which."""
     service = service_of(request)
     client = None if is_admin(request, service) else caller_of(request, service).name
-    labels, malformed = _read(await read_body(request, service.settings))
+    query_parameters(request)
+    body = await read_body(request, service.settings)
+    if len(body) <= _SHORT:
+        labels, malformed = _read(body)
+    else:
+        deadline = monotonic() + service.settings.request_timeout
+        labels, malformed = await read_aside(partial(_read, body), request, service, deadline)
     positions = list(labels)
     receipt = await service.keeping.feedback.accept(list(labels.values()), client)
     hint = _OF_A_DETECTOR if service.model.manifest.task == "detection" else ""
@@ -91,9 +107,11 @@ def _read(body: bytes) -> tuple[dict[int, Label], list[dict[str, Any]]]:
 
     Raises:
         InvalidBody: it is no JSON, or holds none or too many.
-        InvalidParameter: not one of them is a label.
+        InvalidParameter: not one of them is a label, or a key comes twice.
     """
-    if max(map(body.count, (b",", b"[", b"{"))) > _MOST_MARKS:  # to find out by reading them holds everyone up
+    # To find out by reading them holds everyone up.
+    quotes = body.count(b'"') - body.count(b'\\"')
+    if max(map(body.count, (b",", b"[", b"{"))) > _MOST_MARKS or quotes > _MOST_QUOTES or len(body) > _MOST_BYTES:
         raise _wrong_number(None)
     try:
         content = orjson.loads(body)
@@ -102,6 +120,7 @@ def _read(body: bytes) -> tuple[dict[int, Label], list[dict[str, Any]]]:
     items = content if isinstance(content, list) else [content]
     if not 1 <= len(items) <= MOST_LABELS:
         raise _wrong_number(len(items))
+    refuse_repeated_keys(body)
     labels, malformed = {}, []
     for position, item in enumerate(items):
         try:
@@ -131,9 +150,9 @@ def _wrong_number(count: int | None) -> InvalidBody:
 
 
 def _reason(error: ValidationError) -> InvalidBody | InvalidParameter:
-    first = error.errors(include_url=False)[0]
+    first = first_problem(error)
     if first["loc"][:1] != ("label",) or first["type"] == "missing":
-        return off_the_schema(error)
+        return off_the_schema(first)
     return InvalidParameter(
         f"label must be a class's name of at most {LONGEST_LABEL} characters or its index, a whole number.",
         field="label",

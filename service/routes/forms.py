@@ -15,6 +15,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -50,8 +51,7 @@ It is for who has taken no part of the body yet.
 _MAX_PARAMETERS: Final = 20
 _SLICE: Final = 65_536
 _MOST_OPTIONS: Final = 100
-"""Of a form, beside what it says of each picture."""
-_MOST_VALUES: Final = 4 * MOST_IMAGES
+"""Of a form or of JSON, beside what it says of each picture."""
 _NO_OPTIONS: Final = Options()
 
 
@@ -235,20 +235,22 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 
 def _json(body: bytes, options: Options, rules: RequestRules[Query]) -> Query:
     # Base64 has none of these; to find out by reading them holds everyone up for seconds, in whatever thread.
-    if body.count(b"{") > MOST_IMAGES + 1 or max(body.count(b","), body.count(b"[")) > _MOST_VALUES:
+    most = rules.settings.max_images_per_request
+    rules.refuse_too_many(body.count(b"{") - 1)
+    if max(body.count(b","), body.count(b"[")) > 4 * most + _MOST_OPTIONS:
         raise InvalidParameter(
-            f"images: a body may hold at most {MOST_IMAGES} objects and {_MOST_VALUES} values.",
-            field="images",
-            remedy=f"Send at most {rules.settings.max_images_per_request} images in a request.",
+            f"body: it may hold at most {4 * most + _MOST_OPTIONS} values.",
+            field="body",
+            remedy=f"Send at most {most} images in a request, and a JSON object as GET /openapi.json shows.",
         )
     try:
         content: Any = rules.body.model_validate_json(body)
     except ValidationError as error:
-        refusal = off_the_schema(error)
-        kind, place = error.errors()[0]["type"], error.errors()[0]["loc"]
-        if kind == "extra_forbidden" and len(place) == 1:
+        first = first_problem(error)
+        refusal, place = off_the_schema(first), first["loc"]
+        if first["type"] == "extra_forbidden" and len(place) == 1:
             raise rules.unknown(str(place[0]), refusal.value, "body") from error
-        if kind == "extra_forbidden" and place[-1] in Options.__slots__:
+        if first["type"] == "extra_forbidden" and place[-1] in Options.__slots__:
             raise rules.not_of_an_image(str(place[-1]), refusal.value, str(refusal.field)) from error
         raise refusal from error
     refuse_repeated_keys(body)
@@ -284,9 +286,13 @@ def _base64(text: str, field: str) -> bytes:
         ) from error
 
 
-def off_the_schema(error: ValidationError) -> InvalidBody | InvalidParameter:
+def first_problem(error: ValidationError) -> ErrorDetails:
+    """Return what is wrong first; all that is takes 2 us each, and is made for this."""
+    return error.errors(include_url=False, include_context=False)[0]
+
+
+def off_the_schema(first: ErrorDetails) -> InvalidBody | InvalidParameter:
     """Return the refusal of JSON that is not as its schema says: its first problem, by name."""
-    first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return InvalidBody(
             f"The body is not JSON: {first['msg']}.",

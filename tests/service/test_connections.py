@@ -140,6 +140,21 @@ async def test_an_upgrade_of_a_request_without_a_body_is_passed_over(served: Ser
     assert told(answers) == [["/a", ""], ["/last", ""]]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["Authorization", "Content-Type", "Content-Encoding", "Inference-Header-Content-Length", "X-Request-Timeout"],
+)
+async def test_of_a_header_that_says_one_thing_there_is_one_at_most(served: Served, name: str) -> None:
+    served.open.set()
+    header = f"{name}: 1\r\n".encode()
+    once = b"GET /a HTTP/1.1\r\nHost: x\r\nX-Other: 1\r\nX-Other: 2\r\n" + header + b"\r\n"
+    twice = once.replace(header, header + b"X-Another: 1\r\n" + header.lower())
+    assert b"HTTP/1.1 200 " in (await served.ask(once))[:20]
+    answer = await served.ask(twice)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert f'"message":"The header {name} is given more than once.","field":"{name}"'.encode() in answer
+
+
 @pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n"])
 async def test_a_request_that_does_not_name_one_host_is_refused(served: Served, hosts: bytes) -> None:
     served.open.set()

@@ -141,3 +141,8 @@ def test_a_message_is_read_as_a_reader_of_json_does_and_refused_where_it_does(mo
         assert same(read, whole), text
         accepted += 1
     assert 4_000 < accepted < 18_000
+
+
+@pytest.mark.parametrize(("digits", "is_read"), [(300, True), (18_000_000, False)])
+def test_a_number_that_is_too_long_is_refused_unread(digits: int, is_read: bool) -> None:
+    assert (numbers(b"[0." + b"1" * digits + b"]", (1,)) is not None) == is_read

@@ -1,5 +1,6 @@
 """`POST /feedback` where something is in its way: a database that is lost, and labels of what never was."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -156,3 +157,32 @@ def test_a_label_of_another_form_is_refused_by_its_own_name(served: TestClient, 
     refused = error(served.post("/feedback", json={"prediction_id": "a", "label": label}), 422, "invalid_parameter")
     assert refused["field"] == "label"
     assert "at most 200 characters or its index" in refused["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        (b'[{"prediction_id": "a", "prediction_id": "b", "label": 0}]', 422, "prediction_id"),
+        (b"[{%s}]" % b",".join(b'"%d": 0' % key for key in range(5000)), 400, "body"),
+        (b'[{"prediction_id": "%s", "label": 0}]' % (b"a" * 4_000_000), 400, "body"),
+    ],
+    ids=["a key twice", "many keys", "a long name"],
+)
+def test_labels_that_no_reader_should_have_to_read_are_refused(
+    served: TestClient, body: bytes, status: int, field: str
+) -> None:
+    response = served.post("/feedback", content=body, headers={"Content-Type": "application/json"})
+    assert error(response, status, "invalid_parameter" if status == 422 else "invalid_body")["field"] == field
+
+
+@pytest.mark.parametrize("name", ['a, {[:"\\', "\u00e9" * 200, "\\" * 200, '"' * 200])
+def test_as_many_labels_as_there_may_be_are_read_whatever_is_in_their_names(served: TestClient, name: str) -> None:
+    labels = [{"prediction_id": "\\" * 64, "label": name[:200]}] * 1000
+    for escaped in (True, False):
+        content = json.dumps(labels, ensure_ascii=escaped)
+        response = served.post("/feedback", content=content, headers={"Content-Type": "application/json"})
+        assert (response.status_code, len(response.json()["refused"])) == (200, 1000)
+
+
+def test_feedback_takes_no_parameters(served: TestClient) -> None:
+    assert error(served.post("/feedback?a=1", json=made_up(0)), 422, "invalid_parameter")["field"] == "a"
