@@ -72,6 +72,29 @@ async def test_sigterm_under_load_fails_readiness_first_answers_all_and_keeps_ev
         assert "Traceback" not in service.log.read_text()
 
 
+async def is_open(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def test_a_request_that_is_on_its_way_when_the_door_closes_is_answered(tiny_bundle: Path, tmp_path: Path) -> None:
+    with running(tiny_bundle, tmp_path / "log", TRIAL) as service:
+        known = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(5)]
+        service.process.send_signal(signal.SIGINT)
+        while await is_open(service.port):  # noqa: ASYNC110 - another process closes it
+            await asyncio.sleep(0.001)
+        for _, writer in known:
+            writer.write(request(picture(1)))
+        for reader, writer in known:
+            assert (await asyncio.wait_for(reader.read(-1), 10)).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+        assert await asyncio.to_thread(service.process.wait, 10) == 0
+
+
 async def test_what_is_not_answered_in_the_time_of_the_shutdown_is_told_to_come_again(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
