@@ -64,7 +64,7 @@ class Pair(NamedTuple):
 def _pair(
     tde: onnxruntime.InferenceSession, plain: onnxruntime.InferenceSession, images: NDArray[np.uint8], seconds: float
 ) -> Pair:
-    """Run both in turns, each as often first as second."""
+    """Run both in turns, each as often first as second, and as often after itself as after the other."""
     knobs = {given.name: np.zeros(len(images), np.float32) for given in tde.get_inputs() if given.name != "image"}
 
     def of_tde() -> float:
@@ -75,10 +75,14 @@ def _pair(
 
     once = of_tde() + of_plain()
     found = []
-    for _ in range(max(1, round(seconds / once))):
+    for _ in range(max(1, round(seconds / once / 2))):
         found.append((of_tde(), of_plain()))
         second = of_plain()
         found.append((of_tde(), second))
+        third = of_plain()
+        found.append((of_tde(), third))
+        fourth = of_tde()
+        found.append((fourth, of_plain()))
     with_tde, without = zip(*found, strict=True)
     return Pair(median_ratio(with_tde, without), statistics.median(without))
 
