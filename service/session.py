@@ -77,7 +77,7 @@ class OnnxSession:
         threads: threads within an operator; None: the cores that this process may really use.
         outputs: those that will be asked for; nothing that leads to others alone is run. None: all.
         sizes: how many pictures `image` may hold in a run on CUDA; the CPU takes any.
-        lanes: runs at once on CUDA, beside the first of the largest size alone.
+        lanes: runs at once on CUDA; those beside the first are of the largest size.
         graphs: whether runs on CUDA are to become graphs.
 
     Attributes:

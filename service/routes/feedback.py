@@ -112,7 +112,11 @@ def _read(body: bytes) -> tuple[dict[int, Label], list[dict[str, Any]]]:
     # To find out by reading them holds everyone up.
     quotes = body.count(b'"') - body.count(b'\\"')
     if max(map(body.count, (b",", b"[", b"{"))) > _MOST_MARKS or quotes > _MOST_QUOTES or len(body) > _MOST_BYTES:
-        raise _wrong_number(None)
+        raise InvalidBody(
+            f"The body holds more than {MOST_LABELS} labels can.",
+            field="body",
+            remedy="Send at most so many, and of each its prediction_id and label alone.",
+        )
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -140,7 +144,7 @@ def _read(body: bytes) -> tuple[dict[int, Label], list[dict[str, Any]]]:
     return labels, malformed
 
 
-def _wrong_number(count: int | None) -> InvalidBody:
+def _wrong_number(count: int) -> InvalidBody:
     return InvalidBody(
         f"The body must hold from 1 to {MOST_LABELS} labels.",
         field="body",

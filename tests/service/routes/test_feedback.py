@@ -164,9 +164,10 @@ def test_a_label_of_another_form_is_refused_by_its_own_name(served: TestClient, 
     [
         (b'[{"prediction_id": "a", "prediction_id": "b", "label": 0}]', 422, "prediction_id"),
         (b"[{%s}]" % b",".join(b'"%d": 0' % key for key in range(5000)), 400, "body"),
+        (b"[%s]" % b",".join([b'{"prediction_id": "a", "label": "b", "c": "d"}'] * 1000), 400, "body"),
         (b'[{"prediction_id": "%s", "label": 0}]' % (b"a" * 4_000_000), 400, "body"),
     ],
-    ids=["a key twice", "many keys", "a long name"],
+    ids=["a key twice", "many keys", "a key too many in each", "a long name"],
 )
 def test_labels_that_no_reader_should_have_to_read_are_refused(
     served: TestClient, body: bytes, status: int, field: str
