@@ -3,7 +3,8 @@
 It admits, queues, batches, and hands each caller its own result or its own error. A batch starts as soon as the
 function is free, with whatever waits by then: an idle service adds no delay, a busy one fills its batches. A brief
 batch starts at once if it is full, or if its caller is the only one there is. Where there may be several runs at once a
-full batch starts beside others, so that a device need not wait while a batch is put together or read back.
+full batch starts beside others, so that a device need not wait while a batch is put together or read back. Where there
+is one at a time, the loop rests between refusals while the next batch is full and can only wait.
 It knows neither models nor pictures nor HTTP: items go in, results come out.
 
 Everything but the function itself runs on the event loop, so there are no locks; the function too, where it is known to
@@ -36,6 +37,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from service.errors import ClientLeft, DeadlineExceeded, InferenceFailed, QueueFull, ServiceError, ShuttingDown
 from service.metrics import Metrics
 from service.pace import Pace
+from service.respite import Respite
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +208,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._length = _Length()
         self._runs_at_once = runs_at_once
         self._executor = _threads(runs_at_once)
+        self._respite = Respite()
         self._alarm = _Alarm()
         metrics.queue_capacity.set(max_queue_size)
         metrics.runs_at_once.set_function(lambda: self._runs_at_once)
@@ -296,6 +299,7 @@ class DynamicBatcher(Generic[Item, Result]):
             self._look_for_the_dead(monotonic())
         if self.depth + count > self._max_queue_size:
             self._metrics.rejected_images.labels("queue_full").inc(count)
+            self._let_loop_rest()
             raise QueueFull(
                 f"{self.depth} images wait, and at most {self._max_queue_size} may; there is no room for {count} more.",
                 remedy="Try again after the seconds that Retry-After says.",
@@ -319,12 +323,18 @@ class DynamicBatcher(Generic[Item, Result]):
     def _too_late(self, count: int, seconds: float) -> QueueFull:
         """Return the refusal of items that would be answered after so many seconds only, and count it."""
         self._metrics.rejected_images.labels("too_late").inc(count)
+        self._let_loop_rest()
         return QueueFull(
             f"It would take about {seconds:.1f} s until the answer, by the pace of those before: longer than this "
             "request may take.",
             remedy="Try again after the seconds that Retry-After says, or allow more time.",
             retry_after=self._retry_after(),
         )
+
+    def _let_loop_rest(self) -> None:
+        """Rest soon if nothing admitted by now gets its turn later for it: the next batch is full, and waits."""
+        if self._runs_at_once == 1 and self._running and len(self._queue) >= self._max_batch_size:
+            self._respite.take_soon(self._length.least(self._max_batch_size))
 
     def _retry_after(self) -> int:
         return math.ceil(max(self._seconds_until_run(0, monotonic()), self.seconds_until_prepared())) or 1
@@ -454,9 +464,11 @@ class DynamicBatcher(Generic[Item, Result]):
             except IndexError:
                 return
             result = self._attempt(items)
+            self._respite.end_run()
             with suppress(RuntimeError):  # the loop has ended, and nobody waits
                 loop.call_soon_threadsafe(self._finish, run, *result)
 
+        self._respite.begin_run()
         try:
             self._executor.submit(attempt)  # and not `run_in_executor`: its futures take two more turns of the loop
         except RuntimeError as cause:  # there is no thread to be had, or someone has ended it

@@ -64,7 +64,7 @@ def add(  # noqa: PLR0917 - typer needs them so
     target: Target = None,
 ) -> None:
     """Add a client and show its key, this once."""
-    with _stores() as (policies, predictions):
+    with _stores(make=True) as (policies, predictions):
         given = _given(locals())
         try:
             _NAMES.validate_python(name)
@@ -229,14 +229,14 @@ def _draw(tuning: Tuning, path: Path) -> None:
 
 
 @contextmanager
-def _stores() -> Iterator[tuple[PolicyStore, PredictionStore]]:
-    """Open the database; whatever is wrong ends the command in one line."""
+def _stores(*, make: bool = False) -> Iterator[tuple[PolicyStore, PredictionStore]]:
+    """Open the database, or make it; whatever is wrong ends the command in one line."""
     try:
         database = Database(Settings().database_url)
     except ValidationError as error:
         _refuse(what_is_wrong(error))
     try:
-        database.migrate()
+        database.migrate(make=make)
         yield PolicyStore(database), PredictionStore(database)
     except StoreUnavailable as error:
         _refuse(str(error))

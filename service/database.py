@@ -214,18 +214,22 @@ def _make_file(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
-def migrate(engine: Engine) -> None:
+def migrate(engine: Engine, *, make: bool = True) -> None:
     """Bring the tables up to date; several processes may do so at once, and one of them will.
 
-    A SQLite file and its folder are made.
+    Args:
+        engine: of `connect`.
+        make: make a SQLite file and its folder where there are none.
 
     Raises:
-        OSError: a newer release has brought them further than this one knows.
+        OSError: a newer release has brought them further than this one knows, or there is no file and none is made.
     """
     config = Config()
     folder = Path(__file__).parent / "migrations"
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     if engine.dialect.name == "sqlite":
+        if not make and _file(path := _path(engine)) is None:
+            raise OSError(f"There is no file {path}; correct EVENKEEL_DATABASE_URL, or add a client, which makes it.")
         _make_file(_path(engine))
     scripts = ScriptDirectory.from_config(config)
     with _at_most(_DEADLINE), engine.connect() as connection:
@@ -266,10 +270,10 @@ class Database:
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "invalidate", self._lost)
 
-    def migrate(self) -> None:
-        """Bring the tables up to date."""
+    def migrate(self, *, make: bool = True) -> None:
+        """Bring the tables up to date, and make a SQLite file where there is none, unless that is not wanted."""
         with self._translated("reading"):
-            migrate(self._engine)
+            migrate(self._engine, make=make)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

@@ -28,6 +28,8 @@ _TYPES: Final[dict[str, np.dtype[Any]]] = {
     "FP32": np.dtype("<f4"),
     "INT64": np.dtype("<i8"),
 }
+_AMONG_THEM: Final = {"f": "fractions, or numbers too large", "U": "texts", "O": "null or an object"}
+"""What is not a number, or not a whole one, by numpy's kind of all values together."""
 _DOCS: Final = "See the Open Inference Protocol, version 2, and GET /openapi.json."
 
 
@@ -166,7 +168,10 @@ def binary_size(tensor: JsonObject, field: str) -> int | None:
     size = parameters.get("binary_data_size")
     if size is not None and (type(size) is not int or size < 0):
         raise InvalidParameter(
-            "binary_data_size must be a number of bytes.", field=f"{field}.parameters.binary_data_size", remedy=_DOCS
+            "binary_data_size must be a number of bytes.",
+            field=f"{field}.parameters.binary_data_size",
+            value=as_json(size),
+            remedy=_DOCS,
         )
     return size
 
@@ -174,15 +179,18 @@ def binary_size(tensor: JsonObject, field: str) -> int | None:
 def _from_json(data: object, datatype: str, shape: Shape, field: str) -> NDArray[Any]:
     if isinstance(data, LongList):
         return _from_long(data, datatype, shape, field)
-    if not isinstance(data, list) or (data and not isinstance(data[0], list) and len(data) != prod(shape)):
-        raise _off(field, f"a list of {prod(shape)} values, flat or nested", None)
+    expected = f"a list of {prod(shape)} values, flat or nested"
+    if not isinstance(data, list):
+        raise _off(field, expected, None if data is None else as_json(data))
+    if data and not isinstance(data[0], list) and len(data) != prod(shape):
+        raise _off(field, expected, f"{len(data)} values")
     written = as_json(data)
     if "true" in written or "false" in written:  # which would become numbers beside numbers
-        raise _off(field, "numbers alone", None)
+        raise _off(field, "numbers alone", written)
     try:
         values = np.array(data)
     except (ValueError, OverflowError) as error:  # ragged, or a number that no machine holds
-        raise _off(field, f"numbers in the shape {list(shape)}", None) from error
+        raise _off(field, f"numbers in the shape {list(shape)}", written) from error
     if values.size != prod(shape) or (values.ndim > 1 and values.shape != shape):
         raise _off(field, f"{prod(shape)} values in the shape {list(shape)}", str(list(values.shape)))
     return _typed(values, datatype, field).reshape(shape)
@@ -202,7 +210,8 @@ def _from_long(data: LongList, datatype: str, shape: Shape, field: str) -> NDArr
 def _typed(values: NDArray[Any], datatype: str, field: str) -> NDArray[Any]:
     allowed = "iu" if datatype == "UINT8" else "iuf"
     if values.dtype.kind not in allowed and values.size:
-        raise _off(field, "whole numbers from 0 to 255" if datatype == "UINT8" else "numbers", str(values.dtype))
+        what = "whole numbers from 0 to 255" if datatype == "UINT8" else "numbers"
+        raise _off(field, what, _AMONG_THEM.get(values.dtype.kind))
     if datatype == "UINT8" and values.size and not (values.min() >= 0 and values.max() <= 255):
         raise _off(field, "whole numbers from 0 to 255", f"{values.min()} to {values.max()}")
     with np.errstate(over="ignore"):  # beyond float32 is infinity, which the caller's range refuses

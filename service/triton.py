@@ -61,6 +61,8 @@ def write_triton_model(bundle: Bundle, repository: Path, *, max_batch_size: int)
     folder = repository / bundle.manifest.name
     source = bundle.model_path("fp32")
     assert source is not None, "every bundle has an fp32 model"
+    if folder.exists() or folder.is_symlink():
+        raise BundleError(f"{folder} is there already; remove it, or choose another repository")
     try:
         repository.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=repository) as staging:
@@ -68,8 +70,6 @@ def write_triton_model(bundle: Bundle, repository: Path, *, max_batch_size: int)
             (whole / "1").mkdir(parents=True)
             shutil.copyfile(source, whole / "1" / "model.onnx")
             (whole / "config.pbtxt").write_text(triton_config(bundle.manifest, max_batch_size))
-            if folder.exists() or folder.is_symlink():
-                raise BundleError(f"{folder} is there already; remove it, or choose another repository")
             whole.rename(folder)
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error}") from error

@@ -12,16 +12,15 @@ import statistics
 import time
 from bisect import bisect_left, bisect_right
 
-import uvloop
-
 from service.cores import available_cores
+from tests.benchmarks.arrivals import at_a_rate
 from tests.benchmarks.load import Body
 from tests.benchmarks.models import HEAVY
 from tests.benchmarks.pictures import jpegs
 from tests.benchmarks.result import Figure, at_least, at_most
 from tests.benchmarks.servers import Server, evenkeel
 from tests.benchmarks.workplace import Workplace
-from tests.operations.client import Answer, at_a_rate, request
+from tests.operations.client import Answer, request
 
 PART = "Overload"
 BATCH, QUEUE, TIMES = 8, 64, 5
@@ -42,7 +41,7 @@ def run(workplace: Workplace) -> list[Figure]:
         times = [_time_full_queue(server, pictures)]
         for _ in range(turns):
             begin, spent = time.monotonic(), time.process_time()
-            answers = uvloop.run(_flood(server, pictures, TIMES * QUEUE / times[-1], seconds))
+            answers = _flood(server, pictures, TIMES * QUEUE / times[-1], seconds)
             floods.append((answers, time.monotonic() - begin))  # until the last of those accepted was answered
             clients += time.process_time() - spent
             times += [_time_full_queue(server, pictures), _time_full_queue(server, pictures)]
@@ -51,15 +50,15 @@ def run(workplace: Workplace) -> list[Figure]:
 
 def _time_full_queue(server: Server, pictures: Body) -> float:
     begin = time.monotonic()
-    answers = uvloop.run(_flood(server, pictures, rate=_AT_ONCE, seconds=QUEUE / _AT_ONCE))
+    answers = _flood(server, pictures, rate=_AT_ONCE, seconds=QUEUE / _AT_ONCE)
     assert all(answer.status == 200 for answer in answers), "a queue's worth is accepted"
     return time.monotonic() - begin
 
 
-async def _flood(server: Server, pictures: Body, rate: float, seconds: float) -> list[Answer]:
+def _flood(server: Server, pictures: Body, rate: float, seconds: float) -> list[Answer]:
     headers = {"Content-Type": pictures.content_type}
     data = [request(file.read_bytes(), headers=headers) for file in pictures.files]
-    return await at_a_rate(server.port, data, rate=rate, count=round(rate * seconds))
+    return at_a_rate(server.port, data, rate=rate, count=round(rate * seconds))
 
 
 def _figures(floods: list[tuple[list[Answer], float]], peak: float, clients: float) -> list[Figure]:

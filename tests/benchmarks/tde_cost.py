@@ -102,6 +102,7 @@ def _seconds(session: onnxruntime.InferenceSession, outputs: list[str], inputs: 
 
 def _session(file: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of each constant that the reduced graph needs no more
     options.intra_op_num_threads = available_cores()
     # Else the threads of the session that ran last would still turn about in search of work, on the cores of this one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -340,17 +340,45 @@ async def test_beyond_the_queue_admission_is_refused_at_once(make: Make, echo: E
     assert await ask(batcher, 4) == ["item 4"]
 
 
+@pytest.mark.parametrize(("runs_at_once", "rests"), [(1, 2), (2, 0)])
+async def test_the_loop_rests_between_refusals_while_the_next_batch_is_full(
+    make: Make, echo: Echo, monkeypatch: pytest.MonkeyPatch, runs_at_once: int, rests: int
+) -> None:
+    """Of four a batch; where there may be several runs at once they are on a device, and the loop has its cores."""
+    batcher = make(max_queue_size=10, runs_at_once=runs_at_once)
+    asked: list[float] = []
+    monkeypatch.setattr(batcher._respite, "take_soon", asked.append)
+    await ask(batcher, 0)
+    echo.gate.clear()
+    held = [ask(batcher, *range(4)) for _ in range(runs_at_once)]
+    tasks = [asyncio.create_task(each) for each in held]
+    await asyncio.sleep(0.02)
+    tasks += await ask_many(batcher, 1, 2, 3)
+    with pytest.raises(QueueFull):
+        batcher.admit(8)
+    assert asked == []  # what is admitted by now may still fill the next batch
+    tasks += await ask_many(batcher, 4)
+    with pytest.raises(QueueFull):
+        batcher.admit(8)
+    with pytest.raises(QueueFull, match="longer than this request may take"):
+        batcher.admit(1, deadline=time.monotonic())
+    assert len(asked) == rests
+    assert all(seconds > 0 for seconds in asked)
+    echo.gate.set()
+    await asyncio.gather(*tasks)
+
+
 async def crowd(batcher: Batcher, *, seconds: float = 10) -> tuple[list[Any], list[QueueFull]]:
     """Have more callers come than are served, each on its own; return what came of those admitted, and the refusals."""
-    tasks, refusals = [], []
-    for number in range(100):
+    tasks, refusals, begin = [], [], time.monotonic()
+    for number in range(100):  # on the clock, as the loop may rest
+        await asyncio.sleep(max(0.0, begin + 0.005 * number - time.monotonic()))
         try:
             admission = batcher.admit(1, deadline=time.monotonic() + seconds)
         except QueueFull as refusal:
             refusals.append(refusal)
         else:
             tasks.append(asyncio.create_task(held(admission, number)))
-        await asyncio.sleep(0.005)
     return await asyncio.gather(*tasks, return_exceptions=True), refusals
 
 

@@ -164,6 +164,7 @@ def test_a_policy_that_does_not_fit_the_model_served_last_is_kept_with_a_warning
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(run: Run, words: tuple[str, ...], message: str) -> None:
+    run("clients", "add", "shelter")
     output = run(*words, status=2).output
     assert message in output
     assert "Traceback" not in output
@@ -172,6 +173,20 @@ def test_what_cannot_be_is_refused_in_one_line(run: Run, words: tuple[str, ...],
 def test_a_database_that_cannot_be_used_is_refused_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVENKEEL_DATABASE_URL", "mysql://x/y")
     assert "must be sqlite or postgresql" in run("clients", "list", status=2).output
+
+
+def test_a_mistyped_file_is_refused_and_not_made_by_what_adds_nobody(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("clients", "add", "shop")
+    missing = tmp_path / "evnkeel.sqlite"
+    monkeypatch.setenv("EVENKEEL_DATABASE_URL", f"sqlite:///{missing}")
+    for words in (("clients", "list"), ("clients", "remove", "shop"), ("tune", "shop")):
+        assert run(*words, status=2).output == (
+            f"evenkeel: The database cannot be used. There is no file {missing}; correct EVENKEEL_DATABASE_URL, or add "
+            "a client, which makes it.\n"
+        )
+    assert not missing.exists()
 
 
 def test_a_database_of_a_newer_release_is_refused_in_one_line(run: Run, url: str) -> None:

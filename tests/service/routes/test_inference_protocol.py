@@ -319,6 +319,27 @@ def test_what_does_not_fit_is_refused_by_its_field(client: TestClient, message: 
     assert content["value"] == 1 or field != "parameters.priority"
 
 
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ("1234", '"1234"'),
+        ([1, 2], "2 values"),
+        ([[1, 2], [3]], "[[1,2],[3]]"),
+        ([True, False], "2 values"),
+        ([[True, False]], "[[true,false]]"),
+        ([0.5] * 192, "fractions, or numbers too large"),
+        ([10**30] * 192, "fractions, or numbers too large"),
+        (["1"] * 192, "texts"),
+        ([None] * 192, "null or an object"),
+        ([256] * 192, "256 to 256"),
+    ],
+)
+def test_values_that_do_not_fit_are_shown(client: TestClient, data: Any, shown: str) -> None:
+    message = {"inputs": [image(0, data=data)]}
+    content = refused(client.post(INFER, content=json.dumps(message)), 422, "invalid_parameter")
+    assert (content["field"], content["value"]) == ("image.data", shown)
+
+
 def test_null_is_what_was_not_set(client: TestClient) -> None:
     described, raw = binary_image(3)
     outputs = [

@@ -1,0 +1,82 @@
+"""Requests at a rate, whatever becomes of those before, by a client that takes as little of the cores as it can.
+
+It shares them with what it measures: a coroutine for each request took twice as much.
+"""
+
+import select
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tests.operations.client import Answer, read
+
+_SENT_AT_ONCE = 200_000
+"""Bytes that a connection's buffer takes, so that a request of fewer is sent by one call."""
+_PATIENCE = 120.0
+
+
+@dataclass(slots=True)
+class _Exchange:
+    connection: socket.socket
+    sent: float
+    rest: memoryview
+    parts: list[bytes] = field(default_factory=list)
+
+
+def at_a_rate(port: int, data: Sequence[bytes], *, rate: float, count: int) -> list[Answer]:
+    """Send `count` requests, taken from `data` in turn, at `rate` a second, each on a connection of its own."""
+    poll, under_way, answers = select.epoll(), dict[int, _Exchange](), list[Answer]()
+    begin, number = time.monotonic(), 0
+    with poll:
+        while number < count or under_way:
+            now, due = time.monotonic(), begin + number / rate
+            if number < count and now >= due:
+                _send(poll, under_way, port, data[number % len(data)], now)
+                number += 1
+                continue
+            for descriptor, happened in poll.poll(max(0.0, due - now) if number < count else 1.0):
+                exchange = under_way[descriptor]
+                if exchange.rest and happened & select.EPOLLOUT:
+                    _go_on(poll, exchange)
+                if happened & ~select.EPOLLOUT and (part := _received(exchange.connection)):
+                    exchange.parts.append(part)
+                elif happened & ~select.EPOLLOUT:
+                    answers.append(_end(under_way.pop(descriptor)))
+            if number == count and time.monotonic() > begin + count / rate + _PATIENCE:
+                answers += [_end(exchange) for exchange in under_way.values()]
+                break
+    return answers
+
+
+def _send(poll: select.epoll, under_way: dict[int, _Exchange], port: int, data: bytes, now: float) -> None:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SENT_AT_ONCE)
+    connection.connect(("127.0.0.1", port))
+    connection.setblocking(False)
+    exchange = under_way[connection.fileno()] = _Exchange(connection, now, memoryview(data))
+    poll.register(connection, select.EPOLLIN | select.EPOLLOUT)
+    _go_on(poll, exchange)
+
+
+def _go_on(poll: select.epoll, exchange: _Exchange) -> None:
+    try:
+        exchange.rest = exchange.rest[exchange.connection.send(exchange.rest) :]
+    except BlockingIOError:
+        return
+    except ConnectionError:
+        exchange.rest = memoryview(b"")  # there may be an answer all the same
+    if not exchange.rest:
+        poll.modify(exchange.connection, select.EPOLLIN)
+
+
+def _received(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(65_536)
+    except ConnectionError:
+        return b""
+
+
+def _end(exchange: _Exchange) -> Answer:
+    exchange.connection.close()
+    return read(b"".join(exchange.parts), time.monotonic() - exchange.sent, exchange.sent)
