@@ -195,10 +195,11 @@ def _assemble(settings: Settings, served: Model | Detector, exhibits: Exhibits) 
 
 def _pace_of(served: Model | Detector, settings: Settings) -> dict[str, Any]:
     """Return how many pictures of a model make a batch, how short a batch may hold up the event loop, and so on."""
-    if served.manifest.task == "detection":
-        return {"max_batch_size": 1, "brief": 0.0}  # each runs alone: the first need not wait for the last
-    if served.provider == "cpu":
-        return {"max_batch_size": settings.max_batch_size, "brief": _BRIEF}
+    on_cpu = served.provider == "cpu"
+    if served.manifest.task == "detection":  # each runs alone: the first need not wait for the last
+        return {"max_batch_size": 1, "brief": 0.0, "shares_cores": on_cpu}
+    if on_cpu:
+        return {"max_batch_size": settings.max_batch_size, "brief": _BRIEF, "shares_cores": True}
     # A device can hang, a processor cannot: no run on the event loop.
     return {"max_batch_size": settings.max_batch_size, "brief": 0.0, "runs_at_once": RUNS_AT_ONCE_ON_A_DEVICE}
 

@@ -3,8 +3,8 @@
 It admits, queues, batches, and hands each caller its own result or its own error. A batch starts as soon as the
 function is free, with whatever waits by then: an idle service adds no delay, a busy one fills its batches. A brief
 batch starts at once if it is full, or if its caller is the only one there is. Where there may be several runs at once a
-full batch starts beside others, so that a device need not wait while a batch is put together or read back. Where there
-is one at a time, the loop rests between refusals while the next batch is full and can only wait.
+full batch starts beside others, so that a device need not wait while a batch is put together or read back. Where a run
+takes of the loop's own cores, the loop rests between refusals while the next batch is full and can only wait.
 It knows neither models nor pictures nor HTTP: items go in, results come out.
 
 Everything but the function itself runs on the event loop, so there are no locks; the function too, where it is known to
@@ -161,6 +161,7 @@ class DynamicBatcher(Generic[Item, Result]):
         brief: a batch that, to judge by those before it, takes less than so many seconds is run on the event loop, as
             the way to another thread and back would take longer than the run. Only for a function that cannot hang.
         runs_at_once: how many runs there may be at a time; beside another only a full batch is run.
+        shares_cores: whether a run takes of the cores that the event loop needs.
         metrics: where to count.
 
     Attributes:
@@ -179,6 +180,7 @@ class DynamicBatcher(Generic[Item, Result]):
         max_queue_delay: float = 0.0,
         brief: float = 0.0,
         runs_at_once: int = 1,
+        shares_cores: bool = False,
         metrics: Metrics,
     ) -> None:
         self.callers: Callable[[], int] = lambda: _MANY
@@ -208,6 +210,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._length = _Length()
         self._runs_at_once = runs_at_once
         self._executor = _threads(runs_at_once)
+        self._shares_cores = shares_cores
         self._respite = Respite()
         self._alarm = _Alarm()
         metrics.queue_capacity.set(max_queue_size)
@@ -264,13 +267,15 @@ class DynamicBatcher(Generic[Item, Result]):
                 self._halves.remove(batch)
                 self._rest()
 
-    def start_anew(self, *, max_batch_size: int, brief: float, runs_at_once: int = 1) -> None:
+    def start_anew(
+        self, *, max_batch_size: int, brief: float, runs_at_once: int = 1, shares_cores: bool = False
+    ) -> None:
         """Have another model's batches judged by themselves: what was known of the pace is forgotten.
 
         Args:
-            max_batch_size, brief, runs_at_once: as the class takes them.
+            max_batch_size, brief, runs_at_once, shares_cores: as the class takes them.
         """
-        self._max_batch_size, self._brief = max_batch_size, brief
+        self._max_batch_size, self._brief, self._shares_cores = max_batch_size, brief, shares_cores
         if runs_at_once != self._runs_at_once:
             self._executor.shutdown(wait=False)  # what runs goes on to its end
             self._runs_at_once, self._executor = runs_at_once, _threads(runs_at_once)
@@ -332,9 +337,12 @@ class DynamicBatcher(Generic[Item, Result]):
         )
 
     def _let_loop_rest(self) -> None:
-        """Rest soon if nothing admitted by now gets its turn later for it: the next batch is full, and waits."""
-        if self._runs_at_once == 1 and self._running and len(self._queue) >= self._max_batch_size:
-            self._respite.take_soon(self._length.least(self._max_batch_size))
+        if self._can_only_wait():
+            self._respite.take_soon(self._length.least(self._max_batch_size), self._can_only_wait)
+
+    def _can_only_wait(self) -> bool:
+        """Whether the next batch is full, so that nothing admitted by now gets its turn later if the loop rests."""
+        return self._shares_cores and bool(self._running) and len(self._queue) >= self._max_batch_size
 
     def _retry_after(self) -> int:
         return math.ceil(max(self._seconds_until_run(0, monotonic()), self.seconds_until_prepared())) or 1

@@ -64,14 +64,15 @@ def add(  # noqa: PLR0917 - typer needs them so
     target: Target = None,
 ) -> None:
     """Add a client and show its key, this once."""
-    with _stores(make=True) as (policies, predictions):
-        given = _given(locals())
-        try:
-            _NAMES.validate_python(name)
-        except ValidationError:
-            rule = "use up to 64 letters, digits, '.', '_' and '-', and neither 'anonymous' nor 'other'"
-            _refuse(f"{name!r} is no client's name; {rule}")
+    given = _given(locals())
+    try:
+        _NAMES.validate_python(name)
+    except ValidationError:
+        rule = "use up to 64 letters, digits, '.', '_' and '-', and neither 'anonymous' nor 'other'"
+        _refuse(f"{name!r} is no client's name; {rule}")
+    with _faults_in_a_line():
         policy = read_policy(given)
+    with _stores(make=True) as (policies, predictions):
         _show_key(name, policies.add(name, policy, who=_who()))
         _warn_of_misfit(policy, predictions)
 
@@ -236,8 +237,17 @@ def _stores(*, make: bool = False) -> Iterator[tuple[PolicyStore, PredictionStor
     except ValidationError as error:
         _refuse(what_is_wrong(error))
     try:
-        database.migrate(make=make)
-        yield PolicyStore(database), PredictionStore(database)
+        with _faults_in_a_line():
+            database.migrate(make=make)
+            yield PolicyStore(database), PredictionStore(database)
+    finally:
+        database.close()
+
+
+@contextmanager
+def _faults_in_a_line() -> Iterator[None]:
+    try:
+        yield
     except StoreUnavailable as error:
         _refuse(str(error))
     except ServiceError as error:
@@ -245,8 +255,6 @@ def _stores(*, make: bool = False) -> Iterator[tuple[PolicyStore, PredictionStor
         _refuse(f"{error.message}{given} {error.remedy or ''}".strip())
     except OSError as error:
         _refuse(f"what was to be shown cannot be written: {error}")
-    finally:
-        database.close()
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -229,7 +229,10 @@ def migrate(engine: Engine, *, make: bool = True) -> None:
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     if engine.dialect.name == "sqlite":
         if not make and _file(path := _path(engine)) is None:
-            raise OSError(f"There is no file {path}; correct EVENKEEL_DATABASE_URL, or add a client, which makes it.")
+            raise OSError(
+                f"There is no file {path}; start the service or add a client, which makes it, or correct "
+                "EVENKEEL_DATABASE_URL."
+            )
         _make_file(_path(engine))
     scripts = ScriptDirectory.from_config(config)
     with _at_most(_DEADLINE), engine.connect() as connection:

@@ -65,7 +65,7 @@ class LongList:
             skeleton = kinds.translate(None, b"d")
             start, position = end, position + len(skeleton)
             if structure[position - len(skeleton) : position] != skeleton or b"d[" in kinds or b"]d" in kinds:
-                raise ValueError("the list has another shape")
+                raise ValueError("the list has another shape, or holds something else")
             if b"d" not in kinds:
                 raise ValueError("a number is missing")
             if _TOO_LONG in kinds:

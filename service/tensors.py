@@ -28,7 +28,7 @@ _TYPES: Final[dict[str, np.dtype[Any]]] = {
     "FP32": np.dtype("<f4"),
     "INT64": np.dtype("<i8"),
 }
-_AMONG_THEM: Final = {"f": "fractions, or numbers too large", "U": "texts", "O": "null or an object"}
+_AMONG_THEM: Final = {"f": "numbers with a point, or too large", "U": "texts", "O": "null or an object"}
 """What is not a number, or not a whole one, by numpy's kind of all values together."""
 _DOCS: Final = "See the Open Inference Protocol, version 2, and GET /openapi.json."
 
@@ -186,7 +186,7 @@ def _from_json(data: object, datatype: str, shape: Shape, field: str) -> NDArray
         raise _off(field, expected, f"{len(data)} values")
     written = as_json(data)
     if "true" in written or "false" in written:  # which would become numbers beside numbers
-        raise _off(field, "numbers alone", written)
+        raise _off(field, "numbers alone", "texts" if '"' in written else "true or false")
     try:
         values = np.array(data)
     except (ValueError, OverflowError) as error:  # ragged, or a number that no machine holds
@@ -203,7 +203,8 @@ def _from_long(data: LongList, datatype: str, shape: Shape, field: str) -> NDArr
             values[count : count + len(piece)] = _typed(np.array(piece), datatype, field)
             count += len(piece)
     except (ValueError, OverflowError) as error:
-        raise _off(field, f"{len(values)} numbers in the shape {list(shape)}, or flat", None) from error
+        why = None if isinstance(error, orjson.JSONDecodeError) else str(error)
+        raise _off(field, f"{len(values)} numbers in the shape {list(shape)}, or flat", why) from error
     return values.reshape(shape)
 
 

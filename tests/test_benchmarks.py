@@ -3,8 +3,12 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,8 @@ from rich.console import Console
 from service.bundle import InputSpec
 from service.cores import available_cores
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import gpu, overload, report
+from tests.benchmarks import arrivals, gpu, overload, report
+from tests.benchmarks.arrivals import at_a_rate
 from tests.benchmarks.decoding_alone import decode_alone
 from tests.benchmarks.result import Figure, at_least, at_most
 from tests.benchmarks.rounds import median_ratio, median_within, take_turns
@@ -248,3 +253,45 @@ def test_a_benchmark_that_is_terminated_stops_its_servers(tmp_path: Path) -> Non
         assert benchmark.wait(30) == 128 + 15
     with pytest.raises(ProcessLookupError):
         os.kill(server, 0)
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """Give the port of a server that answers each request so, and closes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(65_536)
+                        connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(("answer", "status"), [(WHOLE, 200), (WHOLE[:-1], 0), (b"HTTP/1.1 429 Too Many\r\n\r\n", 429)])
+def test_what_comes_of_requests_at_a_rate_is_told_for_each(answer: bytes, status: int) -> None:
+    with answering(answer) as port:
+        answers = at_a_rate(port, [b"GET / HTTP/1.1\r\n\r\n"], rate=1000, count=20)
+    assert [one.status for one in answers] == [status] * 20
+    assert all(one.seconds < 10 for one in answers)
+
+
+def test_requests_at_a_rate_that_nobody_takes_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        answers = at_a_rate(nobody.getsockname()[1], [b"x"], rate=1000, count=3)
+        assert [one.status for one in answers] == [0] * 3
+        nobody.listen(1)
+        monkeypatch.setattr(arrivals, "_PATIENCE", 0.1)
+        answers = at_a_rate(nobody.getsockname()[1], [b"x"], rate=1000, count=9)
+    assert [one.status for one in answers] == [0] * 9

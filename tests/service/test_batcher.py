@@ -340,20 +340,17 @@ async def test_beyond_the_queue_admission_is_refused_at_once(make: Make, echo: E
     assert await ask(batcher, 4) == ["item 4"]
 
 
-@pytest.mark.parametrize(("runs_at_once", "rests"), [(1, 2), (2, 0)])
+@pytest.mark.parametrize("shares_cores", [True, False])
 async def test_the_loop_rests_between_refusals_while_the_next_batch_is_full(
-    make: Make, echo: Echo, monkeypatch: pytest.MonkeyPatch, runs_at_once: int, rests: int
+    make: Make, echo: Echo, monkeypatch: pytest.MonkeyPatch, shares_cores: bool
 ) -> None:
-    """Of four a batch; where there may be several runs at once they are on a device, and the loop has its cores."""
-    batcher = make(max_queue_size=10, runs_at_once=runs_at_once)
-    asked: list[float] = []
-    monkeypatch.setattr(batcher._respite, "take_soon", asked.append)
+    """Of four a batch; on a device the loop has the cores to itself."""
+    batcher = make(max_queue_size=10, shares_cores=shares_cores)
+    asked: list[tuple[float, Callable[[], bool]]] = []
+    monkeypatch.setattr(batcher._respite, "take_soon", lambda *given: asked.append(given))
     await ask(batcher, 0)
     echo.gate.clear()
-    held = [ask(batcher, *range(4)) for _ in range(runs_at_once)]
-    tasks = [asyncio.create_task(each) for each in held]
-    await asyncio.sleep(0.02)
-    tasks += await ask_many(batcher, 1, 2, 3)
+    tasks = [*await ask_many(batcher, 0), *await ask_many(batcher, 1, 2, 3)]
     with pytest.raises(QueueFull):
         batcher.admit(8)
     assert asked == []  # what is admitted by now may still fill the next batch
@@ -362,10 +359,11 @@ async def test_the_loop_rests_between_refusals_while_the_next_batch_is_full(
         batcher.admit(8)
     with pytest.raises(QueueFull, match="longer than this request may take"):
         batcher.admit(1, deadline=time.monotonic())
-    assert len(asked) == rests
-    assert all(seconds > 0 for seconds in asked)
+    assert len(asked) == (2 if shares_cores else 0)
+    assert all(seconds > 0 and is_wanted() for seconds, is_wanted in asked)
     echo.gate.set()
     await asyncio.gather(*tasks)
+    assert not any(is_wanted() for _, is_wanted in asked)
 
 
 async def crowd(batcher: Batcher, *, seconds: float = 10) -> tuple[list[Any], list[QueueFull]]:

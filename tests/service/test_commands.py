@@ -183,9 +183,11 @@ def test_a_mistyped_file_is_refused_and_not_made_by_what_adds_nobody(
     monkeypatch.setenv("EVENKEEL_DATABASE_URL", f"sqlite:///{missing}")
     for words in (("clients", "list"), ("clients", "remove", "shop"), ("tune", "shop")):
         assert run(*words, status=2).output == (
-            f"evenkeel: The database cannot be used. There is no file {missing}; correct EVENKEEL_DATABASE_URL, or add "
-            "a client, which makes it.\n"
+            f"evenkeel: The database cannot be used. There is no file {missing}; start the service or add a client, "
+            "which makes it, or correct EVENKEEL_DATABASE_URL.\n"
         )
+    run("clients", "add", "a b", status=2)
+    run("clients", "add", "shop", "--alpha", "nan", status=2)
     assert not missing.exists()
 
 

@@ -27,6 +27,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
     return waits
 
 
+def always() -> bool:
+    return True
+
+
 async def turns(count: int = 10) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
@@ -38,7 +42,7 @@ async def test_a_rest_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None
     rests.begin_run()
     threading.Timer(0.05, rests.end_run).start()
     begin = time.monotonic()
-    rests.take_soon(1e6)
+    rests.take_soon(1e6, always)
     await turns()
     assert 0.04 < time.monotonic() - begin < 30
 
@@ -47,7 +51,7 @@ async def test_without_a_run_under_way_there_is_none(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(respite, "_LONGEST", 60.0)
     rests = Respite()
     begin = time.monotonic()
-    rests.take_soon(1e6)
+    rests.take_soon(1e6, always)
     await turns()
     assert time.monotonic() - begin < 30
 
@@ -58,7 +62,7 @@ async def test_it_takes_a_part_of_a_run_and_none_that_gains_nothing(
 ) -> None:
     rests = Respite()
     rests.begin_run()
-    rests.take_soon(run)
+    rests.take_soon(run, always)
     await turns()
     assert waits.seconds == ([] if rest is None else [pytest.approx(rest)])
 
@@ -67,11 +71,35 @@ async def test_those_who_come_together_are_all_refused_before_and_have_one_betwe
     rests = Respite()
     rests.begin_run()
     for _ in range(5):
-        rests.take_soon(0.1)
+        rests.take_soon(0.1, always)
     await asyncio.sleep(0)
     assert waits.seconds == []
     await turns()
     assert len(waits.seconds) == 1
-    rests.take_soon(0.1)
+    rests.take_soon(0.1, always)
     await turns()
     assert len(waits.seconds) == 2
+
+
+async def test_it_is_none_once_there_is_something_to_do(waits: Waits) -> None:
+    rests = Respite()
+    rests.begin_run()
+    rests.take_soon(0.1, lambda: False)
+    await turns()
+    assert waits.seconds == []
+    rests.take_soon(0.1, always)
+    await turns()
+    assert len(waits.seconds) == 1
+
+
+async def test_when_another_run_has_begun_the_answers_of_the_one_before_are_written_first(waits: Waits) -> None:
+    rests = Respite()
+    rests.begin_run()
+    rests.take_soon(0.1, always)
+    await turns(3)
+    rests.end_run()
+    rests.begin_run()
+    await turns(3)
+    assert waits.seconds == []
+    await turns()
+    assert len(waits.seconds) == 1

@@ -326,9 +326,10 @@ def test_what_does_not_fit_is_refused_by_its_field(client: TestClient, message: 
         ([1, 2], "2 values"),
         ([[1, 2], [3]], "[[1,2],[3]]"),
         ([True, False], "2 values"),
-        ([[True, False]], "[[true,false]]"),
-        ([0.5] * 192, "fractions, or numbers too large"),
-        ([10**30] * 192, "fractions, or numbers too large"),
+        ([*[0] * 191, True], "true or false"),
+        ([*[0] * 191, "untrue"], "texts"),
+        ([1.0] * 192, "numbers with a point, or too large"),
+        ([10**30] * 192, "numbers with a point, or too large"),
         (["1"] * 192, "texts"),
         ([None] * 192, "null or an object"),
         ([256] * 192, "256 to 256"),
@@ -337,6 +338,19 @@ def test_what_does_not_fit_is_refused_by_its_field(client: TestClient, message: 
 def test_values_that_do_not_fit_are_shown(client: TestClient, data: Any, shown: str) -> None:
     message = {"inputs": [image(0, data=data)]}
     content = refused(client.post(INFER, content=json.dumps(message)), 422, "invalid_parameter")
+    assert (content["field"], content["value"]) == ("image.data", shown)
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ([0] * 10_000, "the list has another length"),
+        ([*[0] * (192 * 32 - 1), None], "the list has another shape, or holds something else"),
+        ([0.5] * (192 * 32), "numbers with a point, or too large"),
+    ],
+)
+def test_values_of_a_long_list_that_do_not_fit_are_told(client: TestClient, data: Any, shown: str) -> None:
+    content = post_long(client, image(*[0] * 32, data=data)).json()
     assert (content["field"], content["value"]) == ("image.data", shown)
 
 
