@@ -19,12 +19,13 @@ from rich.console import Console
 from service.bundle import InputSpec
 from service.cores import available_cores
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import arrivals, gpu, overload, report
-from tests.benchmarks.arrivals import at_a_rate
+from tests.benchmarks import gpu, overload, report
 from tests.benchmarks.decoding_alone import decode_alone
 from tests.benchmarks.result import Figure, at_least, at_most
 from tests.benchmarks.rounds import median_ratio, median_within, take_turns
 from tests.benchmarks.servers import ROOT
+from tests.operations import arrivals
+from tests.operations.arrivals import at_a_rate
 from tests.operations.client import Answer
 
 FIGURES = [

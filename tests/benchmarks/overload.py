@@ -13,13 +13,13 @@ import time
 from bisect import bisect_left, bisect_right
 
 from service.cores import available_cores
-from tests.benchmarks.arrivals import at_a_rate
 from tests.benchmarks.load import Body
 from tests.benchmarks.models import HEAVY
 from tests.benchmarks.pictures import jpegs
 from tests.benchmarks.result import Figure, at_least, at_most
 from tests.benchmarks.servers import Server, evenkeel
 from tests.benchmarks.workplace import Workplace
+from tests.operations.arrivals import at_a_rate
 from tests.operations.client import Answer, request
 
 PART = "Overload"

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,16 +70,6 @@ async def leave(port: int, data: bytes, *, after: float) -> None:
     await asyncio.sleep(after)
     writer.close()
     await writer.wait_closed()
-
-
-async def at_a_rate(port: int, data: Sequence[bytes], *, rate: float, count: int) -> list[Answer]:
-    """Send `count` requests, taken from `data` in turn, at `rate` a second, whatever becomes of those before."""
-    begin = time.monotonic()
-    tasks = []
-    for number in range(count):
-        await asyncio.sleep(max(0.0, begin + number / rate - time.monotonic()))
-        tasks.append(asyncio.create_task(send(port, data[number % len(data)], timeout=120)))
-    return await asyncio.gather(*tasks)
 
 
 def metric(service: Process, name: str) -> float:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.operations.client import PNG, Answer, at_a_rate, leave, metric, request, send
+from tests.operations.arrivals import at_a_rate
+from tests.operations.client import PNG, Answer, leave, metric, request, send
 from tests.operations.conftest import TRIAL
 from tests.operations.trial_service import FAILING, HANGING
 from tests.service.fakes import picture
@@ -35,7 +36,7 @@ async def test_at_five_times_capacity_whoever_is_taken_is_answered_in_time_and_t
 ) -> None:
     assert (await send(slow.port, ANY)).status == 200  # it knows its pace now
     before = metric(slow, IMAGES_RUN)
-    answers = await at_a_rate(slow.port, [ANY], rate=5 / PACE, count=160)
+    answers = await asyncio.to_thread(at_a_rate, slow.port, [ANY], rate=5 / PACE, count=160)
     taken = [answer for answer in answers if answer.status == 200]
     refused = [answer for answer in answers if answer.status == 429]
     assert len(taken) + len(refused) == 160, statuses(answers)
@@ -78,7 +79,9 @@ async def test_whoever_would_wait_too_long_is_told_so_at_once_and_the_rest_is_an
     with running(tiny_bundle, tmp_path / "log", TRIAL, **settings) as service:
         assert (await send(service.port, ANY)).status == 200
         begin = time.monotonic()
-        answers = await at_a_rate(service.port, [ANY], rate=5 / PACE, count=round(2 * patience * 5 / PACE))
+        answers = await asyncio.to_thread(
+            at_a_rate, service.port, [ANY], rate=5 / PACE, count=round(2 * patience * 5 / PACE)
+        )
         seconds = time.monotonic() - begin
     found = statuses(answers)
     assert found.keys() <= {200, 429, 504}
@@ -98,7 +101,7 @@ async def test_where_decoding_is_what_takes_long_its_pace_says_who_is_too_late(
         for _ in range(10):
             assert (await send(service.port, large)).status == 200
         rate = 10 / (time.monotonic() - begin)
-        answers = await at_a_rate(service.port, [large], rate=4 * rate, count=round(24 * rate))
+        answers = await asyncio.to_thread(at_a_rate, service.port, [large], rate=4 * rate, count=round(24 * rate))
     found = statuses(answers)
     assert found.keys() <= {200, 429, 504}
     assert found[200] > 3 * rate  # of six seconds' worth; none but the first were answered before

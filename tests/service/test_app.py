@@ -223,3 +223,18 @@ def test_another_model_has_batches_of_its_own_size() -> None:
 
     with TestClient(app) as client:
         assert [runs(client, model) for model in (FakeModel(), FakeDetector(), FakeModel())] == [1, 4, 1]
+
+
+@pytest.mark.parametrize("kind", [FakeModel, FakeDetector])
+def test_the_loop_rests_for_models_on_its_own_cores_alone(
+    kind: type[FakeModel | FakeDetector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu, on_device = kind(), kind()
+    monkeypatch.setattr(on_device, "provider", "cuda")
+    app = create_app(Settings(), on_device, load=lambda version: None)
+    assert not app.service.batcher._shares_cores
+    assert create_app(Settings(), on_cpu).service.batcher._shares_cores
+    with TestClient(app) as client:
+        for model in (on_cpu, on_device):
+            swap(client, app, model)
+            assert app.service.batcher._shares_cores == (model is on_cpu)

@@ -14,6 +14,7 @@ from tests.operations.client import Answer, read
 _SENT_AT_ONCE = 200_000
 """Bytes that a connection's buffer takes, so that a request of fewer is sent by one call."""
 _PATIENCE = 120.0
+"""Seconds that answers may take after the last request was due."""
 
 
 @dataclass(slots=True)
